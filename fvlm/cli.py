@@ -1,0 +1,79 @@
+"""The command line: the only place that parses arguments and turns errors into exit codes."""
+
+import argparse
+import errno
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+
+from .errors import InputError
+from .params import SETTINGS, Params, load_params, schema
+
+STAGES = {
+    "download": "obtain or render the pictures and annotations, and write their manifest",
+    "vlm": "obtain or pretrain the vision-language model",
+    "splits": "build the training split of one setting",
+    "val_splits": "build the validation splits of the three protocols, and the counts table",
+    "text": "cache the text embeddings of background and every class",
+    "train": "train the detector of one setting",
+    "detect": "run the detector of one setting over the validation pictures, once",
+    "evaluate": "score one setting under every protocol, from its raw detections",
+    "report": "render tables, plots and the report page, and metrics.json of report.setting",
+}
+PER_SETTING = ("splits", "train", "detect", "evaluate")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0 done, 2 bad input (said in one line a finding), 130 interrupted."""
+    try:
+        arguments = _parser().parse_args(argv)
+        _run(arguments)
+    except InputError as error:
+        print(f"error: {error}" if "\n" not in str(error) else str(error), file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno == errno.ENOSPC or "No space left" in str(error):
+            print(f"error: the disk is full: {error}; free some space and run the same command again", file=sys.stderr)
+            return 2
+        raise
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.command == "schema":
+        print(json.dumps(schema(), indent=1))
+        return
+    params = load_params(arguments.params)
+    if arguments.command == "check-params":
+        print(f"{arguments.params}: valid")
+        return
+    options = {}
+    if "setting" in arguments:
+        options["setting"] = _known_setting(arguments.setting, params)
+    # a stage's module is imported when it runs: torch takes seconds, and `splits` does not need it
+    importlib.import_module(f"fvlm.stages.{arguments.command}").run(params, **options)
+
+
+def _known_setting(setting: str, params: Params) -> str:
+    if setting not in params.settings:
+        known = ", ".join(params.settings)
+        hint = f"add it to settings in params.yaml (possible: {', '.join(SETTINGS)})" if setting in SETTINGS else ""
+        raise InputError(f"--setting: expected one of {known}, got {setting!r}" + (f"; {hint}" if hint else ""))
+    return setting
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("fvlm", description="Open-vocabulary detection with F-VLM, stage by stage.")
+    parser.add_argument("--params", default="params.yaml", help="params file (default: params.yaml)")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, help in STAGES.items():
+        command = commands.add_parser(name, help=help)
+        if name in PER_SETTING:
+            command.add_argument("--setting", required=True, help="one of the settings in params.yaml")
+    commands.add_parser("check-params", help="validate params.yaml and stop")
+    commands.add_parser("schema", help="print the JSON schema of params.yaml")
+    return parser
