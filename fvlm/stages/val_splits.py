@@ -1,0 +1,34 @@
+"""Stage `val_splits`: the validation splits of the three protocols, and how much every subset holds."""
+
+from .. import layout
+from ..data.manifest import load_part
+from ..data.splits import build_val_split, count_table
+from ..errors import InputError
+from ..io import write_csv, write_json
+from ..params import Params
+
+
+def run(params: Params) -> None:
+    """Write data/splits/val_{base,novel,generalized}.json and counts.csv.
+
+    Raises:
+        InputError: the annotations are unsound or changed since `download`, or a protocol has no box to score.
+    """
+    train, val = load_part(params, "train"), load_part(params, "val")
+    splits = {protocol: build_val_split(val, protocol) for protocol in layout.PROTOCOLS}
+    source = layout.data_root(params) / params.data.val_annotations
+    empty = [
+        f"{source}: expected boxes of the {len(split['categories'])} classes of protocol {protocol}, found none; "
+        "use annotations that have some"
+        for protocol, split in splits.items()
+        if all(annotation["iscrowd"] for annotation in split["annotations"])
+    ]
+    if empty:
+        raise InputError("\n".join(empty))
+
+    for protocol, split in splits.items():
+        write_json(layout.val_split(protocol), split, compact=True)
+    rows = count_table(train, val)
+    write_csv(layout.COUNTS, rows, list(rows[0]))
+    sizes = ", ".join(f"{protocol} {len(split['images'])}" for protocol, split in splits.items())
+    print(f"val_splits: images of the protocols: {sizes}", flush=True)
