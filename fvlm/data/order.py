@@ -1,7 +1,7 @@
 """Which picture is seen at which step, and with which random numbers: pure functions of the seed.
 
-Nothing here keeps a state, so a run that was killed goes on with exactly the pictures, crops and flips that it would have
-seen, and the number of loader workers changes nothing.
+Nothing here keeps a state, so a run that was killed goes on with exactly the pictures, crops and flips that it would
+have seen, and the number of loader workers changes nothing.
 """
 
 import functools

@@ -1,10 +1,11 @@
 """From stored pixels to the network's square canvas, in training (random scale, crop, flip) and at test time.
 
-A canvas is (3, S, S) float32, CLIP-normalised RGB, the picture at its top left and zeros (the mean colour) to the right and
-below. Boxes are float xyxy. COCO's boxes lie in the stored pixel order, so pictures are never rotated by EXIF.
+A canvas is (3, S, S) float32, CLIP-normalised RGB, the picture at its top left and zeros (the mean colour) to the right
+and below. Boxes are float xyxy.
 
-Source: F-VLM's released code, data/dataloader/input_utils.py (`resize_and_crop_image`) and data/maskrcnn_parser.py: large
-scale jitter, bilinear resizing without antialias, zeros after normalisation. Departures: see `scale_jitter`.
+Source: F-VLM's released code, data/dataloader/input_utils.py (`resize_and_crop_image`) and data/maskrcnn_parser.py:
+large scale jitter, bilinear resizing without antialias, zeros after normalisation. Departures: the crop's offset in
+`scale_jitter`, the smallest box in `visible`.
 """
 
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ def scale_jitter(
         resized = resized.flip(-1)
         boxes = torch.stack([size_hw[1] - boxes[:, 2], boxes[:, 1], size_hw[1] - boxes[:, 0], boxes[:, 3]], dim=1)
 
-    # every offset from 0 to the excess is equally likely; the authors' floor(u * excess) never reaches the last one
+    # Departure: all offsets from 0 to the excess are equally likely; the authors' floor(u * excess) never is the last
     top, left = (
         int(draw * (max(side - canvas_size, 0) + 1)) for draw, side in zip((top_draw, left_draw), size_hw, strict=True)
     )
@@ -88,8 +89,8 @@ def visible(boxes: Tensor) -> Tensor:
     """(G, 4) canvas boxes -> (G,) bool: at least `MIN_BOX_SIDE` wide and high.
 
     Departure: the authors drop empty boxes only. Their box coder adds 1 to every width, which bounds the logarithm of a
-    sliver's width; torchvision's does not, and one box of 0.001 pixels would outweigh a batch. COCO's own zero-size boxes
-    go the same way.
+    sliver's width; torchvision's does not, and one box of 0.001 pixels would outweigh a batch. COCO's own boxes without
+    height or width go the same way.
     """
     return ((boxes[:, 2:] - boxes[:, :2]) >= MIN_BOX_SIDE).all(dim=1)
 

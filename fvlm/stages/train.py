@@ -142,7 +142,7 @@ def _training_data(params: Params, setting: str) -> tuple[CocoDict, Path, str]:
 
 
 def _supervised_text(split: CocoDict, card: VlmCard) -> tuple[Tensor, str]:
-    """(1 + K, D) embeddings of background and the split's classes by rising category id, and the hash of the whole table."""
+    """(1 + K, D) embeddings of background and the split's classes by rising id, and the hash of the whole table."""
     path, remedy = layout.TEXT_EMBEDDINGS, "run `python -m fvlm text`"
     tensors, metadata = load_tensors(path, "text embeddings", remedy)
     if metadata.get("vlm_sha256") != card.weights_sha256:

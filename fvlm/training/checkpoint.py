@@ -1,7 +1,7 @@
 """Checkpoints: a killed run that is started again ends with the same bytes as one that was left alone.
 
-A checkpoint is no declared output of either pipeline engine. Its name carries a hash of all that the run depends on, so a
-changed param or input can never be mixed with an older run's state: that state has another name.
+A checkpoint is no declared output of either pipeline engine. Its name carries a hash of all that the run depends on, so
+a changed param or input can never be mixed with an older run's state: that state has another name.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from ..params import Params, Train
 from ..tensors import load_tensors, save_tensors
 
 KEY_DIGITS = 16
+METADATA_KEYS = {"name", "step", "rows"}
 NOT_IN_RESULTS = ("checkpoint_every", "workers")  # of params.train: how it is trained, not what comes out
 
 
@@ -47,9 +48,9 @@ def checkpoint_key(params: Params, setting: str, inputs: Mapping[str, str]) -> s
 def save_checkpoint(
     path: Path, detector: nn.Module, optimizer: torch.optim.Optimizer, step: int, rows: list[dict[str, Any]]
 ) -> None:
-    """Write the state after `step`: what training changes of the model, the optimiser, and the rows of losses.csv so far.
+    """Write the state after `step`: what training changes of the model, the optimiser, and the rows of losses.csv.
 
-    The key is in the file's name; it is written inside too, so that a renamed file is recognised.
+    The file's name, which has the key, is written inside too, so that a renamed file is recognised.
     """
     tensors = {f"model/{name}": tensor for name, tensor in _changing(detector)}
     tensors |= {f"optimizer/{name}/{entry}": t for name, entry, t in _optimizer_entries(detector, optimizer)}
@@ -71,7 +72,11 @@ def load_checkpoint(
         tensors, metadata = load_tensors(path, "checkpoint", "training starts afresh")
         changing = dict(_changing(detector))
         shapes = {name.removeprefix("model/"): t.shape for name, t in tensors.items() if name.startswith("model/")}
-        if metadata.get("name") != path.name or shapes != {name: tensor.shape for name, tensor in changing.items()}:
+        if (
+            metadata.keys() != METADATA_KEYS
+            or metadata["name"] != path.name
+            or shapes != {name: tensor.shape for name, tensor in changing.items()}
+        ):
             raise InputError(f"{path}: this is not the checkpoint of this run; training starts afresh")
     except InputError as error:
         print(f"warning: {error}", flush=True)
@@ -93,8 +98,8 @@ def load_checkpoint(
 def _changing(detector: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The named tensors of the state dict that a training step may change.
 
-    These are the parameters with a gradient and the buffers of modules in train mode. A frozen tower is in eval mode even
-    while its parent trains, so it stays out; rebuilt from the VLM's file it is the same.
+    These are the parameters with a gradient and the buffers of modules in train mode. A frozen tower is in eval mode
+    even while its parent trains, so it stays out; rebuilt from the VLM's file it is the same.
     """
     yield from ((name, p) for name, p in detector.named_parameters() if p.requires_grad)
     stored = detector.state_dict().keys()

@@ -45,8 +45,9 @@ def train(
 ) -> list[dict[str, Any]]:
     """Train `detector` in place, going on from `checkpoint` where there is one.
 
-    A checkpoint is written every `params.checkpoint_every` steps; the caller removes it once the results are safe. A run
-    that was killed at any point and is called again with the same arguments ends with the same weights, bit for bit.
+    A checkpoint is written every `params.checkpoint_every` steps and after the last; the caller removes it once the
+    results are safe. A run that was killed at any point and is called again with the same arguments ends with the same
+    weights, bit for bit.
 
     Args:
         detector: built from the same seed at every call; it is left in train mode.
@@ -72,7 +73,7 @@ def train(
         rate = _learning_rate(step, params)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        temperature = float(detector.temperature)
+        temperature = detector.temperature.item()
         torch.manual_seed(seed_of(params.seed, "step", step))  # anchors and regions are sampled from it
         on_device = [(boxes.to(device), labels.to(device)) for boxes, labels in targets]
         terms = detector.losses(images.to(device, non_blocking=True), on_device, text, params)

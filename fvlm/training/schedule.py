@@ -16,14 +16,14 @@ def learning_rate(
     milestones: Sequence[float] = (),
     gamma: float = 1.0,
 ) -> float:
-    """The learning rate of a step before which `done` steps were done (0 for the first, which losses.csv calls step 1).
+    """The learning rate of a step before which `done` were done: 0 for the first, which losses.csv calls step 1.
 
-    It rises linearly from warmup_start * peak at 0 to `peak` at `warmup_steps`. Schedule `step` multiplies by `gamma` as
-    soon as a fraction `milestone` of `steps` is done, once for each. Schedule `cosine` falls from the end of warm-up to 0
-    at `steps`, one beyond the last step.
+    It rises linearly from warmup_start * peak at 0 to `peak` at `warmup_steps`. Schedule `step` multiplies by `gamma`
+    as soon as a fraction `milestone` of `steps` is done, once for each. Schedule `cosine` falls from the end of warm-up
+    to 0 at `steps`, one beyond the last step.
 
-    Source: F-VLM's released configs (linear warm-up; x0.1 at 0.8, 0.9 and 0.95 of the iterations). Departure: `cosine` is
-    ours, for short runs.
+    Source: F-VLM's released configs (linear warm-up; x0.1 at 0.8, 0.9 and 0.95 of the iterations). Departure: `cosine`
+    is ours, for short runs.
     """
     if done < warmup_steps:
         peak *= warmup_start + (1 - warmup_start) * done / warmup_steps
