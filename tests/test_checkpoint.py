@@ -71,7 +71,8 @@ def test_the_frozen_part_is_not_in_the_checkpoint_and_the_moving_statistics_are(
     names = load_tensors(tmp_path / "c.safetensors", "checkpoint", "")[0].keys()
     assert not [name for name in names if "frozen" in name]
     assert {"model/head.0.weight", "model/head.1.running_var", "model/head.1.num_batches_tracked"} <= names
-    assert "optimizer/head.0.weight/exp_avg_sq" in names and "model/unused" in names
+    assert "optimizer/head.0.weight/exp_avg_sq" in names
+    assert "model/unused" in names
 
 
 def test_saving_again_gives_the_same_bytes(tmp_path):
@@ -143,7 +144,9 @@ def test_a_file_that_cannot_be_used_costs_a_warning_and_changes_nothing(tmp_path
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert load_checkpoint(path, model, optimizer) == (0, [])
     said = capsys.readouterr().out
-    assert said.startswith(f"warning: {path}: ") and said.count("\n") == 1 and "training starts afresh" in said
+    assert said.startswith(f"warning: {path}: ")
+    assert said.count("\n") == 1
+    assert "training starts afresh" in said
     assert not optimizer.state
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -171,7 +174,8 @@ def test_whatever_decides_the_weights_decides_the_key(params, setting, inputs):
 
 def test_what_cannot_change_the_weights_does_not_change_the_key():
     key = checkpoint_key(PARAMS, "zsd", INPUTS)
-    assert len(key) == 16 and int(key, 16) >= 0
+    assert len(key) == 16
+    assert int(key, 16) >= 0
     others = [
         changed("train", checkpoint_every=7),
         changed("train", workers=3),

@@ -74,7 +74,8 @@ def test_a_picture_of_any_mode_is_read_as_rgb(tmp_path, mode):
     path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
     Image.fromarray(noise(6, 9)).convert(mode).save(path)
     image = read_picture(path)
-    assert image.shape == (3, 6, 9) and image.dtype == torch.uint8
+    assert image.shape == (3, 6, 9)
+    assert image.dtype == torch.uint8
     if mode in ("L", "LA"):
         assert torch.equal(image[0], image[2])
 
@@ -110,20 +111,23 @@ def test_a_file_that_is_no_picture_a_folder_and_a_missing_file_are_named(tmp_pat
     for name, said in (("text.jpg", "cannot be decoded"), ("folder.jpg", "cannot be decoded"), ("no.jpg", "not found")):
         with pytest.raises(InputError, match=said) as caught:
             read_picture(tmp_path / name)
-        assert name in str(caught.value) and "\n" not in str(caught.value)
+        assert name in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_class_index_counts_the_categories_by_rising_id_from_1(split, tmp_path):
     pictures = plain(split, tmp_path)
     assert pictures.category_ids == [17, 90]
     by_id = {int(i): pictures[0, index] for index, i in enumerate(pictures.image_ids)}
-    assert by_id[30].labels.tolist() == [1, 2] and by_id[10].labels.tolist() == [2]
+    assert by_id[30].labels.tolist() == [1, 2]
+    assert by_id[10].labels.tolist() == [2]
 
 
 def test_boxes_are_xyxy_and_crowds_and_boxes_without_area_are_left_out(split, tmp_path):
     sample = plain(split, tmp_path)[0, 2]  # id 30, the last by id
     assert sample.boxes.tolist() == [[4, 6, 12, 16], [2, 2, 7, 7]]
-    assert sample.boxes.dtype == torch.float32 and sample.labels.dtype == torch.int64
+    assert sample.boxes.dtype == torch.float32
+    assert sample.labels.dtype == torch.int64
 
 
 def test_the_order_of_categories_images_and_annotations_of_other_images_does_not_matter(split, tmp_path):
@@ -139,7 +143,8 @@ def test_the_order_of_categories_images_and_annotations_of_other_images_does_not
 
 def test_a_picture_without_boxes_has_empty_targets(split, tmp_path):
     sample = plain(split, tmp_path)[0, 1]
-    assert sample.boxes.shape == (0, 4) and sample.labels.shape == (0,)
+    assert sample.boxes.shape == (0, 4)
+    assert sample.labels.shape == (0,)
     nothing = plain({**split, "annotations": []}, tmp_path)[0, 0]
     assert nothing.boxes.shape == (0, 4)
 
@@ -158,7 +163,8 @@ def test_an_item_depends_on_seed_epoch_and_index_only(split, pictures, tmp_path)
     first = pictures[3, 1].image
     torch.manual_seed(99)
     assert torch.equal(again[3, 1].image, first)
-    assert not torch.equal(again[4, 1].image, first) and not torch.equal(other[3, 1].image, first)
+    assert not torch.equal(again[4, 1].image, first)
+    assert not torch.equal(other[3, 1].image, first)
 
 
 def test_a_picture_of_another_size_than_its_annotations_say_is_refused(split, tmp_path):
@@ -197,7 +203,8 @@ def test_a_batch_may_be_larger_than_the_data():
 
 def test_seeds_of_neighbours_differ_and_fit_torch():
     seeds = {seed_of(0, "step", step) for step in range(100)} | {seed_of(0, "picture", 1, 2), seed_of(0, "picture", 12)}
-    assert len(seeds) == 102 and all(0 <= seed < 2**63 for seed in seeds)
+    assert len(seeds) == 102
+    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def flat(batches):
@@ -214,7 +221,8 @@ def test_batches_do_not_depend_on_the_number_of_workers(pictures):
 def test_batches_after_a_step_are_the_ones_that_would_have_followed(pictures):
     whole = list(training_batches(pictures, TRAIN, after_step=0))
     rest = list(training_batches(pictures, TRAIN, after_step=3))
-    assert len(whole) == 5 and len(rest) == 2
+    assert len(whole) == 5
+    assert len(rest) == 2
     assert all(torch.equal(a, b) for a, b in zip(flat(whole[3:]), flat(rest), strict=True))
     assert list(training_batches(pictures, TRAIN, after_step=5)) == []
 
@@ -224,7 +232,8 @@ def test_a_broken_picture_ends_a_run_with_one_line_also_from_a_worker(pictures, 
     (tmp_path / "000000000020.png").write_bytes(b"junk")
     with pytest.raises(InputError) as caught:
         list(training_batches(pictures, dataclasses.replace(TRAIN, workers=workers), after_step=0))
-    assert "000000000020.png" in str(caught.value) and "\n" not in str(caught.value)
+    assert "000000000020.png" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_validation_pictures_come_by_rising_id_with_their_stored_size(split, tmp_path):

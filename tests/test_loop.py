@@ -141,7 +141,8 @@ def test_the_rows_are_those_of_losses_csv(tmp_path):
         assert row["loss"] == pytest.approx(terms, rel=1e-5)
         assert all(float(f"{value:.6g}") == value for value in row.values())
     assert [row["learning_rate"] for row in rows[:3]] == [0.001, 0.0055, 0.01]
-    assert rows[0]["temperature"] == 0.5 and rows[-1]["temperature"] != 0.5
+    assert rows[0]["temperature"] == 0.5
+    assert rows[-1]["temperature"] != 0.5
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_terms_and_advice_and_keeps_the_last_good_state(tmp_path):
@@ -179,7 +180,8 @@ def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path):
 def test_progress_off_a_terminal_is_about_ten_plain_lines(tmp_path, capsys):
     run(FakeDetector(), tmp_path, steps=40)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 10 and "\r" not in "".join(lines)
+    assert len(lines) == 10
+    assert "\r" not in "".join(lines)
     assert re.fullmatch(r"train: step 40/40, loss \d+\.\d+, \d+\.\d images/s, 0 s left", lines[-1])
 
 
@@ -264,11 +266,13 @@ def test_biases_are_decayed_and_norms_temperature_and_tower_are_not():
         for name, _ in module.named_parameters()
     }
     tower = {name for name, p in detector.named_parameters() if name.startswith("tower.") and p.requires_grad}
-    assert tower and norms - tower
+    assert tower
+    assert norms - tower
     assert free == {name for name in norms if not name.startswith("tower.")} | tower | {"temperature_scale"}
     assert any(name.endswith(".bias") for name in decayed)
     trained = {name for name, p in detector.named_parameters() if p.requires_grad}
-    assert decayed | free == trained and not any("attnpool" in name for name in trained)
+    assert decayed | free == trained
+    assert not any("attnpool" in name for name in trained)
 
 
 def test_a_frozen_tower_is_not_in_the_optimizer():

@@ -34,7 +34,8 @@ def jittered(image, boxes, *, seed=0, canvas_size=32, scale_range=(1.0, 1.0), fl
 
 def test_the_longest_side_fills_the_canvas_and_the_aspect_is_kept():
     resized = resize_to_canvas(picture(20, 40), 64, MEAN, STD)
-    assert resized.canvas.shape == (3, 64, 64) and resized.canvas.dtype == torch.float32
+    assert resized.canvas.shape == (3, 64, 64)
+    assert resized.canvas.dtype == torch.float32
     assert resized.size_hw == (32, 64)
     torch.testing.assert_close(resized.scale_xyxy, torch.full((4,), 1.6))
 
@@ -44,7 +45,8 @@ def test_values_are_normalised_with_mean_and_std_and_the_padding_is_zero_afterwa
     canvas = resize_to_canvas(image, 16, MEAN, STD).canvas
     expected = torch.tensor([(1 - m) / s for m, s in zip(MEAN, STD, strict=True)])
     torch.testing.assert_close(canvas[:, 3, 3], expected)
-    assert canvas[:, 8:].eq(0).all() and canvas[:, :8].ne(0).all()
+    assert canvas[:, 8:].eq(0).all()
+    assert canvas[:, :8].ne(0).all()
 
 
 def test_a_picture_of_the_canvas_size_passes_unresampled():
@@ -81,7 +83,8 @@ def test_the_same_generator_seed_gives_the_same_crop_and_another_a_different_one
     first, second, third = (
         jittered(picture(40, 30), [], seed=s, scale_range=(0.5, 2.0), flip=0.5)[0] for s in (1, 1, 2)
     )
-    assert torch.equal(first, second) and not torch.equal(first, third)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
 
 
 def test_jitter_takes_four_numbers_from_its_generator_whatever_the_picture_and_none_from_elsewhere():
@@ -120,7 +123,8 @@ def test_the_scale_spans_its_range_and_every_crop_offset_occurs():
     for seed in range(200):
         canvas, _ = jittered(picture(8, 8), [], seed=seed, canvas_size=8, scale_range=(0.25, 1.0))
         sides.append(int(canvas[0].ne(0).any(dim=0).sum()))
-    assert min(sides) == 2 and max(sides) == 8
+    assert min(sides) == 2
+    assert max(sides) == 8
     ramp = torch.arange(10, dtype=torch.uint8).expand(3, 10, 10)
     for seed in range(200):
         canvas, _ = jittered(
@@ -137,4 +141,5 @@ def test_a_box_outside_the_crop_is_not_visible_and_slivers_below_a_pixel_are_not
 
 def test_no_boxes_stay_no_boxes():
     _, boxes = jittered(picture(10, 10), [], flip=1.0, scale_range=(2.0, 2.0))
-    assert boxes.shape == (0, 4) and visible(boxes).shape == (0,)
+    assert boxes.shape == (0, 4)
+    assert visible(boxes).shape == (0,)

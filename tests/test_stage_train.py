@@ -1,0 +1,182 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import make_coco
+
+from fvlm import layout
+from fvlm.data.coco import categories, load_instances
+from fvlm.data.splits import build_train_split
+from fvlm.errors import InputError
+from fvlm.io import write_csv, write_json
+from fvlm.params import load_params
+from fvlm.stages.train import Outputs, run, train_detector
+from fvlm.tensors import load_tensors, save_tensors
+from fvlm.training.loop import TrainingDiverged
+from fvlm.vlm.clip import VlmCard, build_clip, save_vlm
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A working directory with everything that `train` reads, made without the earlier stages; gives its params."""
+    monkeypatch.chdir(tmp_path)
+    tree = yaml.safe_load((ROOT / "recipes" / "emoji.yaml").read_text(encoding="utf-8"))
+    tree["compute"] = {"device": "cpu", "threads": 1}
+    tree["data"] = {"dataset": "coco_folder", "root": "pictures"}
+    tree["model"] |= {"image_size": 64, "fpn_channels": 8, "head_channels": 8, "head_fc_dim": 16}
+    tree["train"] |= {"steps": 12, "batch_size": 2, "warmup_steps": 2, "checkpoint_every": 2, "learning_rate": 0.001}
+    Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    params = load_params()
+
+    root = make_coco(Path("pictures"), train_images=6, val_images=1, image_size=(60, 48))
+    write_json(layout.manifest(params), {"train": {"images": "train2017", "images_sha256": "0" * 64}})
+    coco = load_instances(root / "annotations" / "instances_train2017.json")
+    for setting in params.settings:
+        write_json(layout.train_split(setting), build_train_split(coco, setting, keep_empty=False))
+
+    config = {
+        "embed_dim": 16,
+        "quick_gelu": False,
+        "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "head_width": 8, "patch_size": None},
+        "text_cfg": {"context_length": 16, "vocab_size": 50, "width": 8, "heads": 1, "layers": 1},
+    }
+    torch.manual_seed(0)
+    clip = build_clip(config)
+    card = VlmCard.describe(
+        clip, architecture="miniature", weights="random", model_config=config, pretraining=None, provenance={}
+    )
+    save_vlm(clip, card, layout.VLM_WEIGHTS, layout.VLM_CARD)
+    names = {"names": ["background"] + [name for _, name in categories()], "category_ids": [i for i, _ in categories()]}
+    save_tensors(
+        layout.TEXT_EMBEDDINGS, {"embeddings": torch.randn(81, 16)}, {**names, "vlm_sha256": card.weights_sha256}
+    )
+    return params
+
+
+def model_bytes(setting="zsd"):
+    return layout.model(setting).read_bytes()
+
+
+def test_equal_params_give_equal_model_files_and_the_checkpoint_is_removed(world):
+    run(world, "zsd")
+    first = model_bytes()
+    run(world, "zsd")
+    assert model_bytes() == first
+    assert list(layout.CHECKPOINTS.iterdir()) == []
+    other = dataclasses.replace(world, train=dataclasses.replace(world.train, seed=1))
+    run(other, "zsd")
+    assert model_bytes() != first
+
+
+def test_a_run_that_is_killed_with_signal_9_and_started_again_ends_with_the_same_bytes(world):
+    run(world, "zsd")
+    expected, losses = model_bytes(), layout.losses("zsd").read_text().splitlines()
+    for path in (layout.model("zsd"), layout.losses("zsd"), layout.train_record("zsd")):
+        path.unlink()
+
+    command = [sys.executable, "-m", "fvlm", "train", "--setting", "zsd"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    deadline_s = time.monotonic() + 60
+    while not list(layout.CHECKPOINTS.glob("zsd-*.safetensors")) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(list(layout.CHECKPOINTS.glob("zsd-*.safetensors"))) == 1
+    assert not layout.model("zsd").exists()
+
+    run(world, "zsd")
+    assert model_bytes() == expected
+    speedless = [line.rsplit(",", 1)[0] for line in losses]
+    assert [line.rsplit(",", 1)[0] for line in layout.losses("zsd").read_text().splitlines()] == speedless
+
+
+def test_the_model_file_says_what_it_is_and_the_record_where_it_came_from(world):
+    run(world, "ovod")
+    tensors, metadata = load_tensors(layout.model("ovod"), "model", "")
+    assert metadata["setting"] == "ovod"
+    assert len(metadata["supervised"]) == 65
+    assert metadata["model"] == json.loads(json.dumps(dataclasses.asdict(world.model)))
+    assert VlmCard.from_dict(metadata["vlm_card"]).architecture == "miniature"
+    assert any(name.startswith("tower.") for name in tensors)
+
+    record = json.loads(layout.train_record("ovod").read_text())
+    assert record["tower_sha256_before"] == record["tower_sha256_after"]
+    assert (record["steps"], record["images"], record["freeze"]) == (12, 24, "all")
+    assert record["trained_parameters"] + record["frozen_parameters"] > 1000
+    assert {"python", "torch", "torchvision", "open_clip", "fvlm"} == record["versions"].keys()
+    header, *rows = layout.losses("ovod").read_text().splitlines()
+    assert header == (
+        "step,loss,loss_rpn_score,loss_rpn_box,loss_class,loss_box,learning_rate,temperature,images_per_s"
+    )
+    assert [row.split(",")[0] for row in rows] == [str(step) for step in range(1, 13)]
+
+
+def test_another_mode_of_freezing_writes_where_it_is_told_and_changes_the_tower(world):
+    free = dataclasses.replace(world, model=dataclasses.replace(world.model, freeze="none"))
+    train_detector(free, "zsd", Outputs(Path("a/model.safetensors"), Path("a/losses.csv"), Path("a/train.json")))
+    record = json.loads(Path("a/train.json").read_text())
+    assert record["tower_sha256_before"] != record["tower_sha256_after"]
+    assert not layout.model("zsd").exists()
+
+
+def forget_pictures(world):
+    Path("pictures/train2017/000000000001.jpg").unlink()
+
+
+def forget_manifest(world):
+    layout.manifest(world).unlink()
+
+
+def spoil_manifest(world):
+    write_json(layout.manifest(world), {"train": []})
+
+
+def forget_split(world):
+    layout.train_split("zsd").unlink()
+
+
+def forget_text(world):
+    layout.TEXT_EMBEDDINGS.unlink()
+
+
+def mix_text(world):
+    tensors, metadata = load_tensors(layout.TEXT_EMBEDDINGS, "text", "")
+    save_tensors(layout.TEXT_EMBEDDINGS, tensors, {**metadata, "vlm_sha256": "other"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (forget_pictures, r"1 of \d pictures not found"),
+        (forget_manifest, "manifest not found; run `python -m fvlm download`"),
+        (spoil_manifest, r"expected train\.images and train\.images_sha256"),
+        (forget_split, "run `python -m fvlm splits --setting zsd`"),
+        (forget_text, "run `python -m fvlm text`"),
+        (mix_text, "not of the VLM"),
+    ],
+)
+def test_a_missing_or_foreign_input_is_named_and_older_outputs_stay(world, spoil, said):
+    write_csv(layout.losses("zsd"), [], ["older"])
+    spoil(world)
+    with pytest.raises(InputError, match=said) as caught:
+        run(world, "zsd")
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in layout.losses("zsd").parent.iterdir()] == ["losses.csv"]
+
+
+def test_a_diverging_run_leaves_no_model(world):
+    wild = dataclasses.replace(world, train=dataclasses.replace(world.train, learning_rate=1e20, optimizer="sgd"))
+    with pytest.raises(TrainingDiverged, match="step"):
+        run(wild, "zsd")
+    assert not layout.model("zsd").exists()
