@@ -1,0 +1,119 @@
+"""Stage `detect`: run one setting's detector over the validation pictures, once, for every protocol."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .. import layout
+from ..compute import set_up
+from ..data.coco import load_instances
+from ..data.dataset import ValidationPictures, ValidationSample, check_pictures_exist
+from ..detector.detector import FVLM, Regions, build_detector
+from ..errors import InputError
+from ..evaluation.raw import RawDetections
+from ..io import read_json
+from ..params import Detect, Model, Params
+from ..tensors import load_tensors, sha256_of_tensors
+from ..vlm.clip import VlmCard, build_clip
+
+
+def run(params: Params, setting: str) -> None:
+    """Write runs/<setting>/raw_detections.safetensors."""
+    detect_all(params, layout.model(setting), f"python -m fvlm train --setting {setting}", layout.raw_detections(setting))
+
+
+def detect_all(params: Params, model_path: Path, remedy: str, output: Path) -> None:
+    """Run the detector of `model_path` over all pictures of the generalized validation split, which holds the others'."""
+    device = set_up(params.compute)
+    detector, card, metadata, model_sha256 = load_detector(model_path, f"run `{remedy}`")
+    split = load_instances(layout.val_split("generalized"))
+    manifest = read_json(layout.manifest(params), "data manifest", "run `python -m fvlm download`")
+    image_dir = layout.data_root(params) / manifest["val"]["images"]
+    check_pictures_exist(split, image_dir)
+    text, text_metadata = load_tensors(layout.TEXT_EMBEDDINGS, "text embeddings", "run `python -m fvlm text`")
+    if text_metadata.get("vlm_sha256") != card.weights_sha256:
+        raise InputError(f"{layout.TEXT_EMBEDDINGS}: not of the VLM that {model_path} was trained on; run text and train again")
+    pictures = ValidationPictures(
+        split, image_dir, canvas_size=detector.model.image_size, mean=card.image_mean, std=card.image_std
+    )
+    raw = run_detector(detector.to(device), pictures, text["embeddings"].to(device), params.detect)
+    RawDetections(
+        **raw,
+        names=tuple(text_metadata["names"]),
+        category_ids=tuple(text_metadata["category_ids"]),
+        detector_temperature=float(detector.temperature),
+        vlm_temperature=card.temperature,
+        supervised=tuple(metadata["supervised"]),
+        setting=metadata["setting"],
+        model_sha256=model_sha256,
+    ).save(output)
+
+
+def load_detector(path: Path, remedy: str) -> tuple[FVLM, VlmCard, dict[str, Any], str]:
+    """The trained detector of a model file, in eval mode, with its VLM's card, the file's metadata and a hash of its tensors.
+
+    Raises:
+        InputError: the file is missing, damaged, not a detector, or of another architecture than it says.
+    """
+    tensors, metadata = load_tensors(path, "detector", remedy)
+    if not {"model", "vlm_card", "supervised", "setting"} <= metadata.keys():
+        raise InputError(f"{path}: expected a detector written by fvlm, found a safetensors file without its metadata; {remedy}")
+    card = VlmCard.from_dict(metadata["vlm_card"], f"{path}: vlm_card")
+    try:
+        model = Model(**metadata["model"])
+    except TypeError as error:
+        raise InputError(f"{path}: model params of another version of fvlm ({error}); {remedy}") from None
+    detector = build_detector(model, card, build_clip(card.model_config).visual)
+    expected = {name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if expected != found:
+        name = next(n for n in sorted(expected | found) if expected.get(n) != found.get(n))
+        raise InputError(
+            f"{path}: a model of another architecture: {name} should be {expected.get(name, 'absent')}, "
+            f"is {found.get(name, 'absent')}; {remedy}"
+        )
+    detector.load_state_dict(tensors)
+    return detector.eval(), card, metadata, sha256_of_tensors(tensors)
+
+
+def run_detector(detector: FVLM, pictures: ValidationPictures, text: Tensor, params: Detect) -> dict[str, Tensor]:
+    """The tensors of `RawDetections`, boxes in pixels of the stored pictures."""
+    device = text.device
+    regions: list[Regions] = []
+    ids: list[int] = []
+    sizes: list[tuple[int, int]] = []
+    batches = DataLoader(pictures, batch_size=params.batch_size, collate_fn=list)
+    with tqdm(total=len(pictures), desc="detect", unit="image", disable=None) as bar:
+        batch: list[ValidationSample]
+        for batch in batches:
+            images = torch.stack([sample.resized.canvas for sample in batch]).to(device)
+            found = detector.detect(images, [sample.resized.size_hw for sample in batch], text)
+            for sample, of_image in zip(batch, found, strict=True):
+                regions.append(_stored(of_image, sample))
+                ids.append(sample.image_id)
+                sizes.append(sample.size_hw)
+            bar.update(len(batch))
+    counts = torch.tensor([0, *(len(r.proposals) for r in regions)])
+    fields = ("proposals", "proposal_scores", "boxes", "detector_similarity", "vlm_similarity")
+    return {
+        "image_ids": torch.tensor(ids),
+        "image_sizes_hw": torch.tensor(sizes),
+        "offsets": counts.cumsum(0),
+        **{field: torch.cat([getattr(r, field) for r in regions]) for field in fields},
+    }
+
+
+def _stored(regions: Regions, sample: ValidationSample) -> Regions:
+    """As the file keeps them: on the CPU, boxes in pixels of the stored picture, similarities in float16."""
+    scale = sample.resized.scale_xyxy
+    return Regions(
+        proposals=regions.proposals.cpu() / scale,
+        proposal_scores=regions.proposal_scores.cpu(),
+        boxes=regions.boxes.cpu() / scale,
+        detector_similarity=regions.detector_similarity.half().cpu(),
+        vlm_similarity=regions.vlm_similarity.half().cpu(),
+    )

@@ -1,0 +1,132 @@
+"""The whole detector, small: what trains, what does not, and what it predicts."""
+
+import dataclasses
+
+import pytest
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+
+from fvlm.detector.detector import FVLM, cosine
+from fvlm.params import load_params
+from fvlm.vlm.clip import ImageTower
+
+EMBED_DIM = 16
+
+
+@pytest.fixture(scope="module")
+def params():
+    return load_params("recipes/emoji.yaml")
+
+
+def make_detector(params, freeze: str = "all", **changes) -> FVLM:
+    torch.manual_seed(0)
+    visual = ModifiedResNet([1, 1, 1, 1], EMBED_DIM, 4, image_size=64, width=8)
+    sizes = {"fpn_channels": 16, "head_channels": 16, "head_fc_dim": 32, "image_size": 128} | changes
+    model = dataclasses.replace(params.model, **sizes)
+    return FVLM(ImageTower(visual, freeze), EMBED_DIM, 2, model)
+
+
+def make_batch() -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+    """Two pictures: a bright square of class 2, and nothing."""
+    torch.manual_seed(1)
+    images = 0.1 * torch.randn(2, 3, 128, 128)
+    images[0, :, 32:80, 24:72] += 2.0
+    targets = [
+        (torch.tensor([[24.0, 32, 72, 80]]), torch.tensor([2])),
+        (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
+    ]
+    return images, targets, torch.randn(4, EMBED_DIM)
+
+
+def test_losses_are_four_finite_scalars_also_for_a_picture_without_boxes(params):
+    images, targets, text = make_batch()
+    losses = make_detector(params).train().losses(images, targets, text, params.train)
+    assert set(losses) == {"rpn_score", "rpn_box", "class", "box"}
+    assert all(loss.ndim == 0 and torch.isfinite(loss) and loss.dtype == torch.float32 for loss in losses.values())
+    empty = make_detector(params).train().losses(images[1:], targets[1:], text, params.train)
+    assert empty["box"] == 0 and empty["rpn_box"] == 0
+
+
+@pytest.mark.parametrize(("freeze", "tower_trains"), [("all", False), ("norm_eval", True), ("none", True)])
+def test_gradients_reach_every_part_of_the_head_and_of_the_tower_only_where_it_is_not_frozen(params, freeze, tower_trains):
+    detector = make_detector(params, freeze).train()
+    images, targets, text = make_batch()
+    sum(detector.losses(images, targets, text, params.train).values()).backward()
+    for name, parameter in detector.named_parameters():
+        if name.startswith("tower."):
+            assert (parameter.grad is not None) == (tower_trains and "attnpool" not in name), name
+        else:
+            assert parameter.grad is not None, name
+
+
+def test_overfitting_one_picture_finds_its_object_and_nothing_moves_in_the_tower(params):
+    detector = make_detector(params).train()
+    images, targets, text = make_batch()
+    before = detector.tower.hash()
+    optimizer = torch.optim.AdamW([p for p in detector.parameters() if p.requires_grad], lr=3e-3)
+    for step in range(80):
+        torch.manual_seed(step)
+        loss = sum(detector.losses(images, targets, text, params.train).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert detector.tower.hash() == before
+    found, empty = detector.eval().detect(images, [(128, 128)] * 2, text)
+    probabilities = (found.detector_similarity / detector.temperature).softmax(dim=1)
+    best = probabilities[:, 1:].max(dim=1).values.argmax()
+    assert probabilities[best].argmax() == 2
+    torch.testing.assert_close(found.boxes[best], targets[0][0][0], atol=4, rtol=0)
+    assert (empty.detector_similarity / detector.temperature).softmax(dim=1)[:, 0].min() > 0.5
+
+
+def test_regions_come_ordered_with_both_similarities_to_every_text(params):
+    detector = make_detector(params, rpn_post_nms_top_n=20).eval()
+    images, _, text = make_batch()
+    for regions in detector.detect(images, [(128, 96), (64, 128)], text):
+        assert len(regions.proposals) <= 20
+        assert regions.detector_similarity.shape == regions.vlm_similarity.shape == (len(regions.proposals), 4)
+        assert (regions.proposal_scores.diff() <= 0).all()
+        assert regions.vlm_similarity.abs().max() <= 1 + 1e-6
+
+
+def test_boxes_are_clipped_to_the_picture_inside_its_canvas(params):
+    detector = make_detector(params).eval()
+    images, _, text = make_batch()
+    [regions] = detector.detect(images[:1], [(128, 96)], text)
+    for boxes in (regions.proposals, regions.boxes):
+        assert boxes.min() >= 0 and boxes[:, 2].max() <= 96 and boxes[:, 3].max() <= 128
+
+
+def test_a_picture_gives_the_same_regions_alone_and_in_a_batch(params):
+    detector = make_detector(params).eval()
+    images, _, text = make_batch()
+    together = detector.detect(images, [(128, 128)] * 2, text)[0]
+    [alone] = detector.detect(images[:1], [(128, 128)], text)
+    torch.testing.assert_close(together.boxes, alone.boxes, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(together.vlm_similarity, alone.vlm_similarity, rtol=1e-4, atol=1e-4)
+
+
+def test_both_branches_look_at_the_proposals(params):
+    detector = make_detector(params).eval()
+    with torch.no_grad():
+        detector.box_head.box.bias.copy_(torch.tensor([3.0, 0, 0, 0]))  # every refined box moves by 0.3 widths
+    images, _, text = make_batch()
+    [regions] = detector.detect(images[:1], [(128, 128)], text)
+    from fvlm.vlm.pooling import pool_crops
+
+    features = detector.tower(images[:1])
+    expected = pool_crops(detector.tower.attnpool, features["C5"], [regions.proposals], grid=2, stride=32)
+    torch.testing.assert_close(regions.vlm_similarity, cosine(expected, text).detach(), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(regions.boxes, regions.proposals)
+
+
+def test_cosine_is_computed_in_float32():
+    a, b = torch.tensor([[3.0, 4.0]], dtype=torch.float16), torch.tensor([[3.0, 4.0], [-4, 3]], dtype=torch.float16)
+    assert cosine(a, b).dtype == torch.float32
+    torch.testing.assert_close(cosine(a, b), torch.tensor([[1.0, 0.0]]))
+
+
+def test_the_temperature_is_a_learned_factor_on_the_param(params):
+    detector = make_detector(params)
+    assert detector.temperature.item() == pytest.approx(params.model.temperature)
+    assert detector.temperature_scale.requires_grad
