@@ -100,6 +100,7 @@ def test_a_missing_iscrowd_is_0_and_a_missing_area_is_that_of_the_box(tmp_path):
         (json.dumps(sound())[:700], "a file that breaks off after 700 characters"),
         (json.dumps(sound())[:-1], "a file that breaks off after"),
         (json.dumps(sound()).replace("[1, 2, 30, 40]", "[1, 2, 30 40]"), "something else (line 1, column"),
+        (json.dumps(sound()) + "x", "something else (line 1, column"),
         ("[" * 100_000, "something else ("),
     ],
 )
@@ -187,12 +188,13 @@ def test_a_record_that_is_no_object_is_named(tmp_path, group):
 
 
 def test_all_findings_of_a_file_come_at_once(tmp_path):
-    coco = edited("annotations", 0, bbox=[1, 2, float("nan"), 4], image_id=5)
+    coco = edited("annotations", 1, bbox=[1, 2, float("nan"), 4], image_id=5)
     coco["images"][1]["width"] = -1
     coco["categories"][0]["name"] = "robot"
     lines = findings(tmp_path, coco)
-    assert len(lines) == 4
-    assert all(";" in line for line in lines)  # each ends with what to do
+    where = ["categories[0]", "images[1] (id 8)", "annotations[1] (id 2)", "annotations[1] (id 2)"]
+    assert [line.split(": ")[1] for line in lines] == where
+    assert all("; " in line for line in lines)  # each ends with what to do
 
 
 def test_a_wrong_category_is_one_finding_and_not_one_for_each_of_its_boxes(tmp_path):

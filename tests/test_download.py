@@ -97,6 +97,12 @@ def test_train_and_val_may_be_the_same_files(params):
     assert manifest_of(same)["train"] == manifest_of(same)["val"]
 
 
+def test_a_finding_in_files_that_are_train_and_val_at_once_is_named_once(params, tiny_coco):
+    same = with_data(params, val_images=params.data.train_images, val_annotations=params.data.train_annotations)
+    (tiny_coco / "train2017" / "000000000002.jpg").unlink()
+    assert len(findings(same)) == 1
+
+
 def test_an_intact_folder_is_only_checked_and_a_changed_picture_changes_the_manifest(params, tiny_coco):
     download.run(params)
     written = layout.manifest(params).stat().st_ino  # a written file is a new one

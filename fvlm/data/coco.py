@@ -94,7 +94,8 @@ def _parse(path: str | os.PathLike[str]) -> Any:
         if not text.strip():
             came = "an empty file"
         elif isinstance(error, json.JSONDecodeError):
-            broken_off = error.pos >= len(text.rstrip()) - 1 or error.msg.startswith("Unterminated")
+            at_end = error.pos >= len(text.rstrip()) - 1 and error.msg != "Extra data"
+            broken_off = at_end or error.msg.startswith("Unterminated")
             came = f"a file that breaks off after {len(text)} characters" if broken_off else "something else"
             came += f" (line {error.lineno}, column {error.colno}: {error.msg})"
         else:
