@@ -4,11 +4,13 @@ import argparse
 import errno
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 
 from .errors import InputError
 from .params import SETTINGS, Params, load_params, schema
+from .sync import sync
 
 STAGES = {
     "download": "obtain or render the pictures and annotations, and write their manifest",
@@ -51,9 +53,15 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.command == "check-params":
         print(f"{arguments.params}: valid")
         return
+    if arguments.command == "sync":
+        print(sync())
+        return
     options = {}
     if "setting" in arguments:
         options["setting"] = _known_setting(arguments.setting, params)
+    # NumPy's BLAS reads these when it is imported. Snakemake sets them from --cores, which must not change a sum.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(params.compute.threads)
     # a stage's module is imported when it runs: torch takes seconds, and `splits` does not need it
     importlib.import_module(f"fvlm.stages.{arguments.command}").run(params, **options)
 
@@ -75,5 +83,6 @@ def _parser() -> argparse.ArgumentParser:
         if name in PER_SETTING:
             command.add_argument("--setting", required=True, help="one of the settings in params.yaml")
     commands.add_parser("check-params", help="validate params.yaml and stop")
+    commands.add_parser("sync", help="record one engine's results for the other, so that neither builds them again")
     commands.add_parser("schema", help="print the JSON schema of params.yaml")
     return parser

@@ -7,6 +7,7 @@ once, one line a finding. The JSON schema for editors is generated from the same
 import dataclasses
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -223,11 +224,7 @@ def load_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
     Raises:
         InputError: the file is missing, is not YAML, or holds wrong keys or values: one line for each finding.
     """
-    text = read_text(path, "params file", "copy one of recipes/*.yaml to params.yaml")
-    try:
-        tree = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    tree = read_tree(path)
     problems: list[str] = []
     params = _build(Params, tree, "", problems)
     if not problems:
@@ -235,6 +232,19 @@ def load_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
     if problems:
         raise InputError("\n".join(f"{path}: {problem}" for problem in problems))
     return typing.cast(Params, params)
+
+
+def read_tree(path: str | os.PathLike[str] = "params.yaml") -> Any:
+    """params.yaml as nested dicts and lists, not validated. Snakemake takes its sections from here.
+
+    Raises:
+        InputError: the file is missing or is not YAML.
+    """
+    text = read_text(path, "params file", "copy one of recipes/*.yaml to params.yaml")
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -250,7 +260,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 # YAML 1.1 reads 1e-4 as a text; people write it as a number.
 _UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", __import__("re").compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
 

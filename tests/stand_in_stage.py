@@ -1,0 +1,33 @@
+"""Stands in for every module of fvlm/stages in test_workflow.py: writes the files that dvc.yaml declares for the stage.
+
+Their content is a hash of all that the stage declares to depend on, so that it changes exactly where a real one may.
+Each run leaves a line in $RAN.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fvlm.io import sha256_of_file, sha256_of_json, write_json
+from fvlm.params import Params, read_tree
+
+
+def run(params: Params, setting: str = "") -> None:
+    name = Path(__file__).stem
+    with open(os.environ["RAN"], "a") as ran:
+        ran.write(f"{name}@{setting}\n" if setting else f"{name}\n")
+    stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][name]
+
+    def path(entry: Any) -> str:
+        text = entry if isinstance(entry, str) else next(iter(entry))
+        return text.replace("${item.setting}", setting).replace("${data.dataset}", params.data.dataset)
+
+    files = [Path(path(dep)) for dep in stage["deps"]]
+    files = sorted(f for file in files for f in (file.rglob("*.json") if file.is_dir() else [file]))
+    sections = {key: read_tree()[key] for key in stage.get("params", [])}
+    made_from = sha256_of_json([sections, [sha256_of_file(file) for file in files]])
+    for kind in ("outs", "metrics", "plots"):
+        for out in stage.get(kind, []):
+            write_json(path(out), {"a_number": int(made_from[:4], 16), "of_" + (setting or name): 1})

@@ -1,0 +1,199 @@
+"""Both engines over the same files, as their users call them; the stages' modules are replaced by quick stand-ins."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fvlm.params import read_tree
+
+pytest.importorskip("snakemake", reason="Snakemake 9.27 does not exist for Python 3.10")
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+EVERY_STAGE = [
+    "detect@ovod", "detect@zsd", "download", "evaluate@ovod", "evaluate@zsd", "report", "splits@ovod", "splits@zsd",
+    "text", "train@ovod", "train@zsd", "val_splits", "vlm",
+]  # fmt: skip
+AFTER_TRAIN = ["detect@ovod", "detect@zsd", "evaluate@ovod", "evaluate@zsd", "report", "train@ovod", "train@zsd"]
+
+
+class Project:
+    """A clone of the repository whose stages are stand-ins, and what ran in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ran_file = folder.parent / f"{folder.name}.ran"
+        for name in (
+            ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "Snakefile", "dvc.yaml", "fvlm", "profiles",
+            "workflow",
+        ):  # fmt: skip
+            source, target = ROOT / name, folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, target)
+        shutil.copy(ROOT / "recipes" / "emoji.yaml", folder / "params.yaml")
+        for stage in (folder / "fvlm" / "stages").glob("[a-z]*.py"):
+            shutil.copy(ROOT / "tests" / "stand_in_stage.py", stage)
+        self.call("git", "init", "-q")
+        self.call("git", "add", "-A")
+        self.call("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start")
+
+    def call(self, *command: str, expect: int = 0) -> str:
+        """Run a command as in an activated environment; its exit code must be `expect`. Returns all that it printed."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        environment = {**os.environ, "PATH": path, "RAN": str(self.ran_file), "GIT_CONFIG_GLOBAL": os.devnull}
+        process = subprocess.run(
+            command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert process.returncode == expect, process.stdout
+        return process.stdout
+
+    def ran(self) -> list[str]:
+        """The stages that ran since the last question."""
+        lines = sorted(self.ran_file.read_text().split()) if self.ran_file.exists() else []
+        self.ran_file.unlink(missing_ok=True)
+        return lines
+
+    def edit(self, change: Callable[[dict], None]) -> None:
+        tree = read_tree(self.folder / "params.yaml")
+        change(tree)
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+
+    def snakemake_has_nothing_to_do(self) -> bool:
+        plan = self.call("snakemake", "all", "-n")
+        return "Nothing to be done" in plan and "provenance" not in plan
+
+
+@pytest.fixture(scope="module")
+def built_by_snakemake(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("built_by_snakemake") / "fvlm")
+    project.call("snakemake", "all", "--cores", "8")
+    assert project.ran() == EVERY_STAGE
+    return project
+
+
+def test_after_snakemake_neither_engine_has_anything_to_run(built_by_snakemake: Project) -> None:
+    project = built_by_snakemake
+    assert project.snakemake_has_nothing_to_do()
+    project.call("dvc", "repro")
+    assert project.ran() == []
+    assert project.call("git", "status", "--porcelain") == "?? dvc.lock\n"
+
+
+def test_a_change_of_alpha_reruns_evaluate_and_report_alone(built_by_snakemake: Project) -> None:
+    project = built_by_snakemake
+    project.edit(lambda tree: tree["evaluate"].update(alpha=0.3))
+    project.call("snakemake", "all", "--cores", "1")
+    assert project.ran() == ["evaluate@ovod", "evaluate@zsd", "report"]
+    project.edit(lambda tree: tree["evaluate"].update(alpha=0.4))
+    project.call("dvc", "repro")
+    assert project.ran() == ["evaluate@ovod", "evaluate@zsd", "report"]
+    assert "recorded DVC's results" in project.call("python", "-m", "fvlm", "sync")
+    assert project.snakemake_has_nothing_to_do()
+
+
+def test_a_change_of_training_leaves_what_comes_before_it(built_by_snakemake: Project) -> None:
+    project = built_by_snakemake
+    project.edit(lambda tree: tree["train"].update(learning_rate=0.01))
+    project.call("dvc", "repro")
+    assert project.ran() == AFTER_TRAIN
+    project.call("python", "-m", "fvlm", "sync")
+    project.edit(lambda tree: tree["train"].update(learning_rate=0.02))
+    project.call("snakemake", "all", "--cores", "2")
+    assert project.ran() == AFTER_TRAIN
+
+
+def test_an_edit_of_a_stages_code_reruns_it_in_both_engines(built_by_snakemake: Project) -> None:
+    project = built_by_snakemake
+    code = project.folder / "fvlm" / "stages" / "report.py"
+    code.write_text(code.read_text() + "\n# one\n")
+    project.call("snakemake", "all", "--cores", "2")
+    assert project.ran() == ["report"]
+    code.write_text(code.read_text() + "\n# two\n")
+    project.call("dvc", "repro")
+    assert project.ran() == ["report"]
+    project.call("python", "-m", "fvlm", "sync")
+    assert project.snakemake_has_nothing_to_do()
+
+
+def test_metrics_diff_compares_the_settings_and_nothing_retrains(built_by_snakemake: Project) -> None:
+    project = built_by_snakemake
+    before = (project.folder / "params.yaml").read_text()
+    for setting in ("zsd", "ovod"):
+        project.call("dvc", "exp", "run", "-n", setting, "-S", f"report.setting={setting}")
+    assert set(project.ran()) <= {"report"}
+    table = project.call("dvc", "metrics", "diff", "zsd", "ovod")
+    assert "metrics.json" in table
+    assert "a_number" in table
+    (project.folder / "params.yaml").write_text(before)
+    project.call("dvc", "repro")
+    assert set(project.ran()) <= {"report"}
+
+
+def test_dvc_first_then_sync_leaves_snakemake_nothing_and_it_sees_the_next_change(tmp_path: Path) -> None:
+    project = Project(tmp_path / "fvlm")
+    assert "neither engine" in project.call("python", "-m", "fvlm", "sync", expect=2)
+    project.call("dvc", "repro")
+    assert project.ran() == EVERY_STAGE
+    project.call("python", "-m", "fvlm", "sync")
+    assert project.snakemake_has_nothing_to_do()
+    assert project.call("git", "status", "--porcelain") == "?? dvc.lock\n"
+    project.edit(lambda tree: tree["text"].update(background="scenery"))
+    project.call("snakemake", "all", "--cores", "2")
+    assert project.ran() == sorted(["text", *AFTER_TRAIN])
+
+
+def test_settings_of_params_are_the_settings_that_run(tmp_path: Path) -> None:
+    project = Project(tmp_path / "fvlm")
+    project.edit(lambda tree: tree.update(settings=["zsd_strict"]) or tree["report"].update(setting="zsd_strict"))
+    project.call("snakemake", "all", "--cores", "2")
+    assert [stage for stage in project.ran() if "@" in stage] == [
+        "detect@zsd_strict", "evaluate@zsd_strict", "splits@zsd_strict", "train@zsd_strict",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["python -m fvlm splits --setting zsd", "snakemake all --cores 1", "dvc repro"])
+def test_every_wrong_param_has_a_line_and_no_entry_point_starts_work(tmp_path: Path, command: str) -> None:
+    project = Project(tmp_path / "fvlm")
+    project.edit(lambda tree: tree["train"].update(lrr=1, steps="many") or tree["evaluate"].update(alpha=2))
+    said = project.call(*command.split(), expect={"python": 2, "snakemake": 1, "dvc": 255}[command.split()[0]])
+    for finding in ("train.lrr: unknown key", "train.steps: expected", "evaluate.alpha: expected"):
+        assert sum(finding in line for line in said.splitlines()) == 1, said
+    assert "Traceback" not in said
+    assert project.ran() == []
+
+
+def test_config_on_snakemakes_command_line_is_refused(tmp_path: Path) -> None:
+    project = Project(tmp_path / "fvlm")
+    assert "would be silently ignored" in project.call("snakemake", "all", "-n", "--config", "settings=zsd", expect=1)
+
+
+def test_the_number_of_cores_does_not_reach_the_stages(tmp_path: Path) -> None:
+    project = Project(tmp_path / "fvlm")
+    (project.folder / "fvlm" / "stages" / "download.py").write_text(
+        "import os\n\nfrom fvlm.io import write_json\n\n\n"
+        "def run(params):\n    write_json('data/emoji/manifest.json', os.environ['OMP_NUM_THREADS'])\n"
+    )
+    project.call("snakemake", "data/emoji/manifest.json", "--cores", "1")
+    assert (project.folder / "data" / "emoji" / "manifest.json").read_text() == '"2"\n'
+
+
+def test_the_slurm_profile_sends_training_to_a_gpu_node(tmp_path: Path) -> None:
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    project = Project(tmp_path / "fvlm")
+    plan = project.call("snakemake", "all", "-n", "--workflow-profile", "workflow/profiles/slurm")
+    jobs = [block for block in plan.split("\n\n") if block.lstrip().startswith("rule ") or "\nrule " in block]
+    train = next(block for block in jobs if "rule train:" in block)
+    assert "slurm_partition=gpu" in train
+    assert "gpu=1" in train
+    splits = next(block for block in jobs if "rule splits:" in block)
+    assert "slurm_partition=cpu" in splits
+    assert "gpu=1" not in splits

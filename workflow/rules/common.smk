@@ -1,0 +1,46 @@
+import json
+import os
+import sys
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
+
+# the fvlm of this folder, which the stages import, and not another one that is installed
+sys.path.insert(0, os.getcwd())
+from fvlm.errors import InputError
+from fvlm.params import load_params, read_tree
+
+if config:
+    raise WorkflowError(
+        "The stages read params.yaml themselves, so --config and --configfile would be silently ignored. "
+        "Edit params.yaml (or `dvc exp run -S section.key=value`)."
+    )
+
+# Read by the stages' own reader, not by `configfile:`, whose YAML takes 1e-4 for a text and keeps the last of two
+# equal keys; and checked by their own checks, which name every finding on a line of its own.
+try:
+    load_params("params.yaml")
+except InputError as error:
+    raise WorkflowError(str(error)) from None
+config.update(read_tree("params.yaml"))
+validate(config, "../../fvlm/params.schema.json", set_default=False)
+
+# The stages run under the Python that runs Snakemake, also where its environment is not activated.
+os.environ.update(PATH=os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", os.defpath))
+
+SETTINGS = config["settings"]
+THREADS = config["compute"]["threads"]
+MANIFEST = f"data/{config['data']['dataset']}/manifest.json"
+
+
+wildcard_constraints:
+    setting="|".join(SETTINGS),
+
+
+def sections(*names):
+    """The named sections of params.yaml as ONE canonical string.
+
+    Snakemake compares the set of a rule's params values without their names, so two numbers that swap would go
+    unnoticed; one string does not. The stages do not see it: they read params.yaml.
+    """
+    return json.dumps({name: config[name] for name in names}, sort_keys=True)

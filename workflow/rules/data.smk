@@ -1,0 +1,75 @@
+rule download:
+    input:
+        code=[
+            "fvlm/stages/download.py",
+            "fvlm/data/coco.py",
+            "fvlm/data/coco_categories.json",
+            "fvlm/data/emoji.py",
+            "fvlm/data/manifest.py",
+        ],
+    output:
+        MANIFEST,
+    log:
+        "logs/download.log",
+    benchmark:
+        "logs/benchmarks/download.tsv"
+    localrule: True
+    conda:
+        "../envs/fvlm.yaml"
+    params:
+        sections=sections("data"),
+    shell:
+        "python -m fvlm download > {log} 2>&1"
+
+
+rule splits:
+    input:
+        MANIFEST,
+        code=[
+            "fvlm/stages/splits.py",
+            "fvlm/data/coco.py",
+            "fvlm/data/coco_categories.json",
+            "fvlm/data/manifest.py",
+            "fvlm/data/ov_coco.json",
+            "fvlm/data/splits.py",
+        ],
+    output:
+        "data/splits/train_{setting}.json",
+    log:
+        "logs/splits/{setting}.log",
+    conda:
+        "../envs/fvlm.yaml"
+    params:
+        sections=sections("splits"),
+    shell:
+        "python -m fvlm splits --setting {wildcards.setting} > {log} 2>&1"
+
+
+rule val_splits:
+    input:
+        MANIFEST,
+        code=[
+            "fvlm/stages/val_splits.py",
+            "fvlm/data/coco.py",
+            "fvlm/data/coco_categories.json",
+            "fvlm/data/manifest.py",
+            "fvlm/data/ov_coco.json",
+            "fvlm/data/splits.py",
+        ],
+    output:
+        "data/splits/val_base.json",
+        "data/splits/val_novel.json",
+        "data/splits/val_generalized.json",
+        report(
+            "data/splits/counts.csv",
+            caption="../report/counts.rst",
+            category="Data",
+        ),
+    log:
+        "logs/val_splits.log",
+    conda:
+        "../envs/fvlm.yaml"
+    params:
+        sections=sections(),
+    shell:
+        "python -m fvlm val_splits > {log} 2>&1"

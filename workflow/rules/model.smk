@@ -1,0 +1,197 @@
+rule vlm:
+    input:
+        code=[
+            "fvlm/stages/vlm.py",
+            "fvlm/data/coco.py",
+            "fvlm/data/coco_categories.json",
+            "fvlm/data/emoji.py",
+            "fvlm/data/order.py",
+            "fvlm/training/schedule.py",
+            "fvlm/vlm/clip.py",
+            "fvlm/vlm/freeze.py",
+            "fvlm/vlm/pretrain.py",
+            "fvlm/vlm/prompts.py",
+            "fvlm/vlm/text.py",
+        ],
+    output:
+        "models/vlm.safetensors",
+        "models/vlm.json",
+    log:
+        "logs/vlm.log",
+    benchmark:
+        "logs/benchmarks/vlm.tsv"
+    conda:
+        "../envs/fvlm.yaml"
+    threads: THREADS
+    resources:
+        gpu=1,
+    params:
+        sections=sections("compute", "vlm"),
+    shell:
+        "python -m fvlm vlm 2>&1 | tee {log}"
+
+
+rule text:
+    input:
+        "models/vlm.safetensors",
+        "models/vlm.json",
+        code=[
+            "fvlm/stages/text.py",
+            "fvlm/data/coco.py",
+            "fvlm/data/coco_categories.json",
+            "fvlm/vlm/clip.py",
+            "fvlm/vlm/freeze.py",
+            "fvlm/vlm/prompts.py",
+            "fvlm/vlm/text.py",
+        ],
+    output:
+        "data/text_embeddings.safetensors",
+    log:
+        "logs/text.log",
+    conda:
+        "../envs/fvlm.yaml"
+    threads: THREADS
+    params:
+        sections=sections("compute", "text"),
+    shell:
+        "python -m fvlm text > {log} 2>&1"
+
+
+rule train:
+    input:
+        MANIFEST,
+        "data/splits/train_{setting}.json",
+        "models/vlm.safetensors",
+        "models/vlm.json",
+        "data/text_embeddings.safetensors",
+        code=[
+            "fvlm/stages/train.py",
+            "fvlm/data/coco.py",
+            "fvlm/data/coco_categories.json",
+            "fvlm/data/dataset.py",
+            "fvlm/data/order.py",
+            "fvlm/data/transforms.py",
+            "fvlm/detector/box_head.py",
+            "fvlm/detector/detector.py",
+            "fvlm/detector/fpn.py",
+            "fvlm/detector/losses.py",
+            "fvlm/detector/rpn.py",
+            "fvlm/detector/targets.py",
+            "fvlm/training/checkpoint.py",
+            "fvlm/training/loop.py",
+            "fvlm/training/schedule.py",
+            "fvlm/vlm/clip.py",
+            "fvlm/vlm/freeze.py",
+            "fvlm/vlm/pooling.py",
+        ],
+    output:
+        "runs/{setting}/model.safetensors",
+        "runs/{setting}/train.json",
+        report(
+            "runs/{setting}/losses.csv",
+            caption="../report/losses_csv.rst",
+            category="Training",
+            labels={"setting": "{setting}", "shows": "losses of every step (CSV)"},
+        ),
+    log:
+        "logs/train/{setting}.log",
+    benchmark:
+        "logs/benchmarks/train/{setting}.tsv"
+    conda:
+        "../envs/fvlm.yaml"
+    threads: THREADS
+    resources:
+        gpu=1,
+    params:
+        sections=sections("compute", "model", "train"),
+    shell:
+        "python -m fvlm train --setting {wildcards.setting} 2>&1 | tee {log}"
+
+
+rule detect:
+    input:
+        MANIFEST,
+        "runs/{setting}/model.safetensors",
+        "data/text_embeddings.safetensors",
+        "data/splits/val_generalized.json",
+        code=[
+            "fvlm/stages/detect.py",
+            "fvlm/data/coco.py",
+            "fvlm/data/coco_categories.json",
+            "fvlm/data/dataset.py",
+            "fvlm/data/order.py",
+            "fvlm/data/transforms.py",
+            "fvlm/detector/box_head.py",
+            "fvlm/detector/detector.py",
+            "fvlm/detector/fpn.py",
+            "fvlm/detector/losses.py",
+            "fvlm/detector/rpn.py",
+            "fvlm/detector/targets.py",
+            "fvlm/evaluation/raw.py",
+            "fvlm/vlm/clip.py",
+            "fvlm/vlm/freeze.py",
+            "fvlm/vlm/pooling.py",
+        ],
+    output:
+        "runs/{setting}/raw_detections.safetensors",
+    log:
+        "logs/detect/{setting}.log",
+    benchmark:
+        "logs/benchmarks/detect/{setting}.tsv"
+    conda:
+        "../envs/fvlm.yaml"
+    threads: THREADS
+    resources:
+        gpu=1,
+    params:
+        sections=sections("compute", "detect"),
+    shell:
+        "python -m fvlm detect --setting {wildcards.setting} > {log} 2>&1"
+
+
+rule evaluate:
+    input:
+        "runs/{setting}/raw_detections.safetensors",
+        "data/splits/val_base.json",
+        "data/splits/val_novel.json",
+        "data/splits/val_generalized.json",
+        code=[
+            "fvlm/stages/evaluate.py",
+            "fvlm/data/coco.py",
+            "fvlm/data/coco_categories.json",
+            "fvlm/data/ov_coco.json",
+            "fvlm/data/splits.py",
+            "fvlm/detector/scores.py",
+            "fvlm/evaluation/ap.py",
+            "fvlm/evaluation/protocols.py",
+            "fvlm/evaluation/raw.py",
+            "fvlm/evaluation/scoring.py",
+            "fvlm/evaluation/sweep.py",
+        ],
+    output:
+        "metrics/{setting}.json",
+        "runs/{setting}/detections.json",
+        "runs/{setting}/detections_detector_only.json",
+        report(
+            "runs/{setting}/per_class.csv",
+            caption="../report/per_class_csv.rst",
+            category="Scores",
+            labels={"setting": "{setting}", "shows": "AP by class (CSV)"},
+        ),
+        report(
+            "runs/{setting}/fusion_sweep.csv",
+            caption="../report/fusion_sweep_csv.rst",
+            category="Scores",
+            labels={"setting": "{setting}", "shows": "alpha and beta tried (CSV)"},
+        ),
+    log:
+        "logs/evaluate/{setting}.log",
+    benchmark:
+        "logs/benchmarks/evaluate/{setting}.tsv"
+    conda:
+        "../envs/fvlm.yaml"
+    threads: THREADS
+    params:
+        sections=sections("compute", "evaluate"),
+    shell:
+        "python -m fvlm evaluate --setting {wildcards.setting} > {log} 2>&1"
