@@ -57,3 +57,11 @@ def per_class(setting: str) -> Path:
 
 def fusion_sweep(setting: str) -> Path:
     return Path(f"runs/{setting}/fusion_sweep.csv")
+
+
+def detections(setting: str) -> Path:
+    return Path(f"runs/{setting}/detections.json")
+
+
+def detector_only_detections(setting: str) -> Path:
+    return Path(f"runs/{setting}/detections_detector_only.json")

@@ -64,7 +64,7 @@ def test_overfitting_one_picture_finds_its_object_and_nothing_moves_in_the_tower
     images, targets, text = make_batch()
     before = detector.tower.hash()
     optimizer = torch.optim.AdamW([p for p in detector.parameters() if p.requires_grad], lr=3e-3)
-    for step in range(80):
+    for step in range(200):
         torch.manual_seed(step)
         loss = sum(detector.losses(images, targets, text, params.train).values())
         optimizer.zero_grad()
@@ -75,7 +75,7 @@ def test_overfitting_one_picture_finds_its_object_and_nothing_moves_in_the_tower
     probabilities = (found.detector_similarity / detector.temperature).softmax(dim=1)
     best = probabilities[:, 1:].max(dim=1).values.argmax()
     assert probabilities[best].argmax() == 2
-    torch.testing.assert_close(found.boxes[best], targets[0][0][0], atol=4, rtol=0)
+    torch.testing.assert_close(found.boxes[best], targets[0][0][0], atol=6, rtol=0)
     assert (empty.detector_similarity / detector.temperature).softmax(dim=1)[:, 0].min() > 0.5
 
 
