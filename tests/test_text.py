@@ -82,7 +82,11 @@ def test_a_text_longer_than_the_context_is_refused_in_one_line():
 
 def test_the_stage_writes_background_first_then_the_80_classes_by_id(tiny_clip, tmp_path, monkeypatch):
     params = load_params("params.yaml")
-    params = dataclasses.replace(params, text=dataclasses.replace(params.text, templates=("a {}", "the {}")))
+    params = dataclasses.replace(
+        params,
+        compute=dataclasses.replace(params.compute, device="cpu", threads=1),
+        text=dataclasses.replace(params.text, templates=("a {}", "the {}")),
+    )
     monkeypatch.chdir(tmp_path)
     card = VlmCard.describe(
         tiny_clip, architecture="miniature", weights="random", model_config=TINY, pretraining=None, provenance={}

@@ -21,8 +21,8 @@ def embed_names(model: CLIP, names: Sequence[str], templates: Sequence[str]) -> 
         templates: at least one, each with one `{}`.
 
     Returns:
-        (len(names), D) float32 on the model's device. A row is a mean of unit vectors and not normalised again: its norm
-        is below 1, the more so the less its templates agree.
+        (len(names), D) float32 on the model's device. A row is a mean of unit vectors and not normalised again: its
+        norm is below 1, the more so the less its templates agree.
 
     Raises:
         InputError: a filled template is longer than the model's context.
