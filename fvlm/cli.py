@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+import types
 from collections.abc import Sequence
 
 from .errors import InputError
@@ -62,8 +63,20 @@ def _run(arguments: argparse.Namespace) -> None:
     # NumPy's BLAS reads these when it is imported. Snakemake sets them from --cores, which must not change a sum.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(params.compute.threads)
-    # a stage's module is imported when it runs: torch takes seconds, and `splits` does not need it
-    importlib.import_module(f"fvlm.stages.{arguments.command}").run(params, **options)
+    _stage(arguments.command).run(params, **options)
+
+
+def _stage(name: str) -> types.ModuleType:
+    """The stage's module, imported when it runs: torch takes seconds, and `splits` does not need it."""
+    try:
+        return importlib.import_module(f"fvlm.stages.{name}")
+    except (RuntimeError, ImportError, OSError) as error:
+        if "torchvision" not in str(error) and "libtorch" not in str(error):
+            raise
+        raise InputError(
+            f"torch and torchvision do not go together ({error}); install both from the same index: "
+            "a CPU-only build of torch does not go with torchvision's ordinary wheel"
+        ) from None
 
 
 def _known_setting(setting: str, params: Params) -> str:
