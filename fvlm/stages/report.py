@@ -1,0 +1,221 @@
+"""Stage `report`: tables, plots, pictures and a page that compare the settings; metrics.json of `report.setting`."""
+
+import dataclasses
+import io
+import math
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .. import layout
+from ..data.coco import load_instances
+from ..data.dataset import read_picture
+from ..errors import InputError
+from ..io import read_json, read_text, sha256_of_file, write_aside, write_text
+from ..params import Params
+from ..report import page, pictures, plots, tables
+from ..report.pictures import Comparison, Group
+
+LOSS_COLUMNS = ("step", *tables.TERMS)
+PER_CLASS_COLUMNS = ("name", "category_id", "group", "val_boxes", "AP50", "detector_only_AP50")
+SWEEP_COLUMNS = ("alpha", "beta", *plots.SWEPT.values())
+RECORD_KEYS = (
+    "freeze",
+    "steps",
+    "seconds",
+    "images",
+    "images_per_s",
+    "trained_parameters",
+    "frozen_parameters",
+    "vlm_sha256",
+    "tower_sha256_before",
+    "tower_sha256_after",
+    "inputs",
+    "git_commit",
+    "versions",
+    "params",
+)
+
+
+def run(params: Params) -> None:
+    """Write metrics.json, reports/comparison.{csv,md,tex}, four PNGs and reports/index.html.
+
+    Everything is computed before anything is written.
+
+    Raises:
+        InputError: files of earlier stages are missing, each named with the stage that makes it, or unsound.
+    """
+    makers = _inputs(params)
+    missing = [
+        f"{path}: not found; run `python -m fvlm {stage}`" for path, stage in makers.items() if not path.is_file()
+    ]
+    if missing:
+        raise InputError("\n".join(missing))
+
+    chosen = params.report.setting
+    comparison = tables.comparison({setting: _metrics(layout.metrics(setting), makers) for setting in params.settings})
+    curves = {setting: _table(layout.losses(setting), LOSS_COLUMNS, makers) for setting in params.settings}
+    sweeps = {setting: _table(layout.fusion_sweep(setting), SWEEP_COLUMNS, makers) for setting in params.settings}
+    classes = {
+        setting: _table(
+            layout.per_class(setting), PER_CLASS_COLUMNS, makers, may_be_empty=("AP50", "detector_only_AP50")
+        )
+        for setting in params.settings
+    }
+    records = {setting: _mapping(layout.train_record(setting), RECORD_KEYS, makers) for setting in params.settings}
+    counts = _table(layout.COUNTS, ("subset",), makers)
+    manifest = _mapping(layout.manifest(params), ("dataset", "val"), makers)
+    card = _mapping(layout.VLM_CARD, ("architecture", "weights", "pretraining"), makers)
+    shown = _draw(params, classes[chosen], layout.data_root(params) / manifest["val"]["images"], makers)
+
+    evaluate = params.evaluate
+    losses = plots.to_png(plots.losses(curves))
+    sweep = plots.to_png(plots.fusion_sweep(sweeps, alpha=evaluate.alpha, beta=evaluate.beta))
+    per_class = plots.to_png(plots.per_class(classes, order_by=chosen))
+    title = f"Setting {chosen}: detections with a score of at least {params.report.score_threshold:g}"
+    sheet = pictures.encode(pictures.sheet(shown, title=title), "PNG")
+    html = page.render(
+        page.Content(
+            setting=chosen,
+            comparison=comparison,
+            curves=curves,
+            losses_png=losses,
+            fusion_sweep_png=sweep,
+            per_class_png=per_class,
+            pictures=shown,
+            counts=counts,
+            manifest=manifest,
+            vlm_card=card,
+            train_records=records,
+            evaluate=dataclasses.asdict(evaluate),
+            report=dataclasses.asdict(params.report),
+            input_hashes={str(path): sha256_of_file(path) for path in makers},
+        )
+    )
+
+    reports = layout.REPORTS
+    write_text(reports / "comparison.csv", tables.to_csv(comparison))
+    write_text(reports / "comparison.md", tables.to_markdown(comparison))
+    write_text(reports / "comparison.tex", tables.to_latex(comparison))
+    images = {"losses": losses, "fusion_sweep": sweep, "per_class": per_class, "detections": sheet}
+    for name, png in images.items():
+        with write_aside(reports / f"{name}.png") as aside:
+            aside.write_bytes(png)
+    write_text(reports / "index.html", html)
+    with write_aside(layout.HEADLINE_METRICS) as aside:
+        shutil.copyfile(layout.metrics(chosen), aside)
+    print(f"report: {reports / 'index.html'} compares {', '.join(params.settings)}", flush=True)
+
+
+def _inputs(params: Params) -> dict[Path, str]:
+    """Every file that the report reads, but the pictures, and the stage that makes it."""
+    makers = {
+        layout.manifest(params): "download",
+        layout.VLM_CARD: "vlm",
+        layout.COUNTS: "val_splits",
+        layout.val_split("generalized"): "val_splits",
+    }
+    for setting in params.settings:
+        for path in (layout.losses(setting), layout.train_record(setting)):
+            makers[path] = f"train --setting {setting}"
+        for path in (
+            layout.metrics(setting),
+            layout.per_class(setting),
+            layout.fusion_sweep(setting),
+            layout.detections(setting),
+            layout.detector_only_detections(setting),
+        ):
+            makers[path] = f"evaluate --setting {setting}"
+    return makers
+
+
+def _draw(params: Params, classes: pd.DataFrame, image_dir: Path, makers: Mapping[Path, str]) -> list[Comparison]:
+    """The chosen validation pictures of `report.setting`, fused beside detector-only."""
+    report = params.report
+    groups: dict[int, tuple[str, Group]] = {
+        row["category_id"]: (row["name"], row["group"]) for row in classes.to_dict("records")
+    }
+    split = load_instances(layout.val_split("generalized"))
+    novel = {category_id for category_id, (_, group) in groups.items() if group == "novel"}
+    ids = pictures.choose_pictures(split["annotations"], novel, report.pictures)
+    file_of = {image["id"]: image["file_name"] for image in split["images"]}
+    truth = pictures.boxes_by_image(_of(split["annotations"], ids), groups)
+    found = []
+    for path in (layout.detections(report.setting), layout.detector_only_detections(report.setting)):
+        results = _of(_results(path, groups.keys(), makers), ids)
+        found.append(pictures.boxes_by_image(results, groups, score_threshold=report.score_threshold))
+    fused, detector_only = found
+
+    comparisons = []
+    for image_id in ids:
+        picture = read_picture(image_dir / file_of[image_id]).permute(1, 2, 0).numpy()
+        boxes = [by_image.get(image_id, []) for by_image in (truth, fused, detector_only)]
+        comparisons.append(
+            Comparison(
+                image_id=image_id,
+                fused=pictures.draw(picture, boxes[0], boxes[1]),
+                detector_only=pictures.draw(picture, boxes[0], boxes[2]),
+                description=pictures.describe(*boxes),
+            )
+        )
+    return comparisons
+
+
+def _of(records: list[dict[str, Any]], image_ids: Collection[int]) -> list[dict[str, Any]]:
+    return [record for record in records if record["image_id"] in image_ids]
+
+
+def _results(path: Path, category_ids: Collection[int], makers: Mapping[Path, str]) -> list[dict[str, Any]]:
+    """A COCO results file of the known categories."""
+    remedy = f"run `python -m fvlm {makers[path]}`"
+    results = read_json(path, "detections", remedy)
+    if not isinstance(results, list):
+        raise InputError(f"{path}: expected a list of COCO results, got {type(results).__name__}; {remedy}")
+    for place, result in enumerate(results):
+        if not isinstance(result, dict) or not {"image_id", "category_id", "bbox", "score"} <= result.keys():
+            raise InputError(f"{path}: result {place}: expected image_id, category_id, bbox and score; {remedy}")
+        if result["category_id"] not in category_ids:
+            raise InputError(f"{path}: result {place}: category {result['category_id']} is not scored; {remedy}")
+    return results
+
+
+def _metrics(path: Path, makers: Mapping[Path, str]) -> dict[str, float]:
+    metrics = _mapping(path, tables.METRIC_KEYS, makers)
+    for key in tables.METRIC_KEYS:
+        value = metrics[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise InputError(f"{path}: {key}: expected a number, got {value!r}; run `python -m fvlm {makers[path]}`")
+    return metrics
+
+
+def _mapping(path: Path, keys: Collection[str], makers: Mapping[Path, str]) -> dict[str, Any]:
+    """A JSON file that holds at least `keys`."""
+    remedy = f"run `python -m fvlm {makers[path]}`"
+    tree = read_json(path, "input of the report", remedy)
+    absent = [key for key in keys if not isinstance(tree, dict) or key not in tree]
+    if absent:
+        raise InputError(f"{path}: expected the keys {', '.join(keys)}; absent: {', '.join(absent)}; {remedy}")
+    return tree
+
+
+def _table(
+    path: Path, columns: Collection[str], makers: Mapping[Path, str], *, may_be_empty: Collection[str] = ()
+) -> pd.DataFrame:
+    """A CSV file with rows, that has at least `columns`, without empty cells there."""
+    remedy = f"run `python -m fvlm {makers[path]}`"
+    try:
+        table = pd.read_csv(io.StringIO(read_text(path, "input of the report", remedy)))
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{path}: not a table ({' '.join(str(error).split())}); {remedy}") from None
+    absent = [column for column in columns if column not in table]
+    if absent:
+        raise InputError(f"{path}: expected the columns {', '.join(columns)}; absent: {', '.join(absent)}; {remedy}")
+    empty = [column for column in columns if column not in may_be_empty and table[column].isna().any()]
+    if empty or table.empty:
+        raise InputError(
+            f"{path}: expected a value in every cell, found empty ones: {', '.join(empty) or 'no row'}; {remedy}"
+        )
+    return table

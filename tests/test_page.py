@@ -1,0 +1,172 @@
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fvlm.report import page, tables
+from fvlm.report.pictures import Comparison
+
+RECORD = {
+    "freeze": "all",
+    "steps": 20,
+    "seconds": 3.5,
+    "images": 160,
+    "images_per_s": 45.7,
+    "trained_parameters": 1_203_841,
+    "frozen_parameters": 5,
+    "tower_sha256_before": "aa",
+    "tower_sha256_after": "aa",
+    "vlm_sha256": "bb",
+    "inputs": {"train_split": "cc"},
+    "git_commit": None,
+    "versions": {"torch": "2.13.0"},
+    "params": {"model": {"freeze": "all"}, "train": {"seed": 0}},
+}
+
+
+def content(**changes) -> page.Content:
+    panel = Image.new("RGB", (8, 6))
+    parts = {
+        "setting": "zsd",
+        "comparison": tables.comparison({s: dict.fromkeys(tables.METRIC_KEYS, 12.34) for s in ("zsd", "ovod")}),
+        "curves": {s: pd.DataFrame({term: [1.0, 0.5] for term in tables.TERMS}) for s in ("zsd", "ovod")},
+        "losses_png": b"losses",
+        "fusion_sweep_png": b"sweep",
+        "per_class_png": b"classes",
+        "pictures": [Comparison(4711, panel, panel, "Ground truth: 1 <b>cat</b>.")],
+        "counts": pd.DataFrame({"subset": ["train_full"], "images": [118287]}),
+        "manifest": {"dataset": "emoji", "val": {"images": "val2017"}},
+        "vlm_card": {"architecture": "miniature", "weights": "random", "pretraining": None, "logit_scale": 17.25},
+        "train_records": {"zsd": RECORD, "ovod": RECORD},
+        "evaluate": {"alpha": 0.2, "beta": 0.45},
+        "report": {"score_threshold": 0.3},
+        "input_hashes": {"metrics/zsd.json": "dd" * 32},
+    }
+    return page.Content(**{**parts, **changes})
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the tags that are open, and the text."""
+
+    VOID = frozenset({"meta", "link", "img", "br"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += re.sub(r"[ \n]+", " ", data.strip(" \n") + " ")
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def parsed() -> Page:
+    return Page(page.render(content()))
+
+
+def test_the_page_needs_no_other_file_and_no_network(parsed):
+    assert not parsed.of("script")
+    for tag, attributes in parsed.tags:
+        for name in ("src", "href", "srcset", "poster", "data"):
+            if name in attributes:
+                assert attributes[name].startswith(("data:", "#")), (tag, attributes)
+    html = page.render(content())
+    assert "@import" not in html
+    assert "url(" not in html
+
+
+def test_every_tag_is_closed_and_every_link_leads_to_a_section(parsed):
+    assert parsed.open == []
+    ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for attributes in parsed.of("a"):
+        assert attributes["href"].removeprefix("#") in ids
+    for _, attributes in parsed.tags:
+        assert attributes.get("aria-labelledby", ids[0]) in ids
+
+
+def test_every_picture_has_an_alternative_text_and_every_table_scrolls(parsed):
+    assert len(parsed.of("img")) == 3 + 2
+    assert all(attributes["alt"] for attributes in parsed.of("img"))
+    regions = [attributes for attributes in parsed.of("div") if attributes.get("class") == "scroll"]
+    assert len(regions) >= len(parsed.of("table")) + 3
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in parsed.of("meta")
+
+
+def test_ovod_is_marked_in_words_wherever_it_is_compared(parsed):
+    assert parsed.text.count("ovod (upper bound)") == len(tables.SECTIONS)
+    assert "ovod is an upper bound, not an open-vocabulary result" in parsed.text
+    assert parsed.text.count("boxes seen in training") >= len(tables.SECTIONS)
+
+
+def test_a_page_headed_by_ovod_warns_beside_the_headline():
+    html = page.render(content(setting="ovod"))
+    assert html.index('<p class="warning"><strong>ovod is an upper bound') < html.index('class="tiles"')
+
+
+def test_values_are_escaped():
+    html = page.render(content(vlm_card={**content().vlm_card, "note": "<script>alert(1)</script>"}))
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert "<b>cat" not in html
+
+
+def test_numbers_hashes_and_versions_can_be_traced(parsed):
+    for text in ("12.3", "dd" * 32, "2.13.0", "118\N{THIN SPACE}287", "1\N{THIN SPACE}203\N{THIN SPACE}841", "17.25"):
+        assert text in parsed.text
+    assert "Twemoji" in parsed.text
+
+
+def test_real_pictures_are_not_credited_to_twemoji():
+    assert "Twemoji" not in page.render(content(manifest={"dataset": "coco_folder", "val": {}}))
+
+
+def test_the_held_out_accuracy_of_a_pretrained_vlm_is_told():
+    pretraining = {"held_out_pictures": 2048, "held_out_accuracy": 0.9142, "chance": 0.0123}
+    html = page.render(content(vlm_card={**content().vlm_card, "pretraining": pretraining}))
+    assert "91.4" in html
+    assert "1.2 %" in html
+
+
+def test_a_page_without_pictures_says_why():
+    assert "report.pictures is 0" in page.render(content(pictures=[]))
+
+
+@pytest.mark.parametrize(
+    ("after", "freeze", "sound", "words"),
+    [
+        ("aa", "all", True, "equal"),
+        ("ee", "all", False, "DIFFERENT"),
+        ("ee", "norm_eval", True, "as model.freeze: norm_eval allows"),
+    ],
+)
+def test_the_towers_hashes_are_judged_by_what_freeze_promises(after, freeze, sound, words):
+    record = {**RECORD, "tower_sha256_after": after, "freeze": freeze}
+    assert page.tower_verdict(record)[0] is sound
+    assert words in page.render(content(train_records={"zsd": record, "ovod": record}))
+
+
+def test_params_that_differ_between_settings_are_shown_for_each():
+    other = {**RECORD, "params": {"model": {"freeze": "all"}, "train": {"seed": 5}}}
+    text = Page(page.render(content(train_records={"zsd": RECORD, "ovod": other}))).text
+    assert re.search("train.seed +zsd: 0; ovod: 5", text)
+    assert re.search("model.freeze +all", text)
+
+
+def test_equal_content_gives_equal_text():
+    assert page.render(content()) == page.render(content())
