@@ -2,10 +2,15 @@ rule download:
     input:
         code=[
             "fvlm/stages/download.py",
+            "fvlm/data/backgrounds.py",
             "fvlm/data/coco.py",
             "fvlm/data/coco_categories.json",
             "fvlm/data/emoji.py",
+            "fvlm/data/emoji_categories.json",
             "fvlm/data/manifest.py",
+            "fvlm/data/masks.py",
+            "fvlm/data/scenes.py",
+            "fvlm/data/sprites.py",
         ],
     output:
         MANIFEST,

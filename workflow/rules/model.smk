@@ -2,10 +2,15 @@ rule vlm:
     input:
         code=[
             "fvlm/stages/vlm.py",
+            "fvlm/data/backgrounds.py",
             "fvlm/data/coco.py",
             "fvlm/data/coco_categories.json",
             "fvlm/data/emoji.py",
+            "fvlm/data/emoji_categories.json",
+            "fvlm/data/masks.py",
             "fvlm/data/order.py",
+            "fvlm/data/scenes.py",
+            "fvlm/data/sprites.py",
             "fvlm/training/schedule.py",
             "fvlm/vlm/clip.py",
             "fvlm/vlm/freeze.py",
