@@ -71,6 +71,7 @@ def test_every_cell_of_the_sweep_shows_its_own_number():
     assert (rows, columns) == (["0", "0.2"], ["0", "0.45", "1"])
     for text in axes.texts:
         column, row = (int(place) for place in text.get_position())
+        assert float(text.get_text()) == pytest.approx(np.asarray(axes.images[0].get_array())[row, column], abs=0.05)
         assert float(text.get_text()) == pytest.approx(100 * float(rows[row]) + 10 * float(columns[column]), abs=0.05)
 
 
