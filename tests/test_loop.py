@@ -129,7 +129,7 @@ def test_another_seed_gives_other_weights(tmp_path):
     first, second = FakeDetector(), FakeDetector()
     run(first, tmp_path / "0")
     run(second, tmp_path / "1", seed=1)
-    assert not torch.equal(first.body[0].weight, second.body[0].weight)
+    assert not torch.equal(*(detector.state_dict()["body.0.weight"] for detector in (first, second)))
 
 
 def test_the_rows_are_those_of_losses_csv(tmp_path):
@@ -143,6 +143,13 @@ def test_the_rows_are_those_of_losses_csv(tmp_path):
     assert [row["learning_rate"] for row in rows[:3]] == [0.001, 0.0055, 0.01]
     assert rows[0]["temperature"] == 0.5
     assert rows[-1]["temperature"] != 0.5
+
+
+def test_a_step_uses_the_scheduled_learning_rate(tmp_path):
+    start, still = FakeDetector(), FakeDetector()
+    run(still, tmp_path, steps=1, warmup_start=0.0, optimizer="sgd")
+    for name, parameter in still.named_parameters():
+        assert torch.equal(parameter, start.get_parameter(name)), name
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_terms_and_advice_and_keeps_the_last_good_state(tmp_path):
@@ -168,7 +175,7 @@ def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path):
         def losses(self, *args):
             terms = super().losses(*args)
             # the square root of zero: a finite loss with an infinite gradient
-            return terms | {"box": (self.body[0].weight * 0).abs().sum().sqrt()} if self.calls == 6 else terms
+            return terms | {"box": (next(self.body.parameters()) * 0).abs().sum().sqrt()} if self.calls == 6 else terms
 
     with pytest.raises(TrainingDiverged, match=r"step 6: body\.0\.weight is not finite"):
         run(Exploding(), tmp_path)

@@ -1,10 +1,12 @@
+from typing import Any
+
 import pytest
 
 from fvlm.training.schedule import learning_rate
 
 
 def rates(steps, **changes):
-    settings = {"peak": 1.0, "warmup_steps": 0, "warmup_start": 0.0, "schedule": "step", **changes}
+    settings: dict[str, Any] = {"peak": 1.0, "warmup_steps": 0, "warmup_start": 0.0, "schedule": "step", **changes}
     return [learning_rate(done, steps=steps, **settings) for done in range(steps)]
 
 
@@ -13,7 +15,7 @@ def test_warm_up_rises_linearly_from_its_start_and_reaches_the_peak_after_its_st
 
 
 def test_the_published_coco_recipe():
-    recipe = {
+    recipe: dict[str, Any] = {
         "steps": 11250,
         "peak": 0.02,
         "warmup_steps": 1000,

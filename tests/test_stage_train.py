@@ -180,3 +180,22 @@ def test_a_diverging_run_leaves_no_model(world):
     with pytest.raises(TrainingDiverged, match="step"):
         run(wild, "zsd")
     assert not layout.model("zsd").exists()
+
+
+def test_the_texts_of_training_are_background_and_the_supervised_classes_by_rising_id(world, monkeypatch):
+    tensors, metadata = load_tensors(layout.TEXT_EMBEDDINGS, "text", "")
+    rows = torch.arange(81.0)[:, None].expand(81, 16)
+    save_tensors(layout.TEXT_EMBEDDINGS, {**tensors, "embeddings": rows}, metadata)
+    seen = {}
+
+    def stop(detector, pictures, text, *args, **kwargs):
+        seen.update(text=text, category_ids=pictures.category_ids)
+        raise InputError("seen")
+
+    monkeypatch.setattr("fvlm.stages.train.train", stop)
+    with pytest.raises(InputError, match="seen"):
+        run(world, "zsd")
+    names = ["background"] + [dict(categories())[category_id] for category_id in seen["category_ids"]]
+    assert names[1:4] == ["person", "bicycle", "car"]
+    assert len(names) == 49
+    assert seen["text"][:, 0].tolist() == [metadata["names"].index(name) for name in names]
