@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -186,7 +187,7 @@ def test_the_texts_of_training_are_background_and_the_supervised_classes_by_risi
     tensors, metadata = load_tensors(layout.TEXT_EMBEDDINGS, "text", "")
     rows = torch.arange(81.0)[:, None].expand(81, 16)
     save_tensors(layout.TEXT_EMBEDDINGS, {**tensors, "embeddings": rows}, metadata)
-    seen = {}
+    seen: dict[str, Any] = {}
 
     def stop(detector, pictures, text, *args, **kwargs):
         seen.update(text=text, category_ids=pictures.category_ids)
