@@ -1,6 +1,7 @@
 """Both engines over the same files, as their users call them; the stages' modules are replaced by quick stand-ins."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -190,10 +191,10 @@ def test_the_slurm_profile_sends_training_to_a_gpu_node(tmp_path: Path) -> None:
     pytest.importorskip("snakemake_executor_plugin_slurm")
     project = Project(tmp_path / "fvlm")
     plan = project.call("snakemake", "all", "-n", "--workflow-profile", "workflow/profiles/slurm")
-    jobs = [block for block in plan.split("\n\n") if block.lstrip().startswith("rule ") or "\nrule " in block]
-    train = next(block for block in jobs if "rule train:" in block)
-    assert "slurm_partition=gpu" in train
-    assert "gpu=1" in train
-    splits = next(block for block in jobs if "rule splits:" in block)
-    assert "slurm_partition=cpu" in splits
-    assert "gpu=1" not in splits
+    resources = dict(re.findall(r"^rule (\w+):\n(?: .*\n)*? +resources: (.*)", plan, flags=re.MULTILINE))
+    for rule in ("train", "detect"):
+        assert "slurm_partition=gpu, gpu=1" in resources[rule]
+    for rule in ("splits", "report"):
+        assert "slurm_partition=cpu" in resources[rule]
+        assert "gpu=1" not in resources[rule]
+    assert "runtime=1440" in resources["train"]
