@@ -79,12 +79,14 @@ def dvc_graph(folder: Path) -> Graph:
     return graph
 
 
-def expanded(deps: list[str], outs: set[str], wanted: list[str]) -> list[str]:
-    """`deps` with each folder that DVC names replaced by the `wanted` files below it, which some stage writes."""
+def expanded(deps: list[str], outs: set[str]) -> list[str]:
+    """`deps` with each folder that DVC names replaced by what stages write below it, without the tensors.
+
+    DVC cannot expand the list of settings in `deps`, so the report's stage depends on folders. It reads no tensors.
+    """
     files = []
     for dep in deps:
-        below = [file for file in wanted if file.startswith(f"{dep}/")]
-        assert set(below) <= outs, f"nobody writes {set(below) - outs}"
+        below = [out for out in outs if out.startswith(f"{dep}/") and not out.endswith(".safetensors")]
         files += below or [dep]
     return sorted(files)
 
@@ -115,7 +117,7 @@ def test_the_twins_agree_on_dependencies(graphs: tuple[Graph, Graph]) -> None:
     snakemake, dvc = graphs
     outs = {out for stage in dvc.values() for out in stage["outs"]}
     assert {name: job["deps"] for name, job in snakemake.items()} == {
-        name: expanded(stage["deps"], outs, snakemake[name]["deps"]) for name, stage in dvc.items()
+        name: expanded(stage["deps"], outs) for name, stage in dvc.items()
     }
 
 

@@ -155,7 +155,7 @@ def test_dvc_first_then_sync_leaves_snakemake_nothing_and_it_sees_the_next_chang
 def test_settings_of_params_are_the_settings_that_run(tmp_path: Path) -> None:
     project = Project(tmp_path / "fvlm")
     project.edit(lambda tree: tree.update(settings=["zsd_strict"]) or tree["report"].update(setting="zsd_strict"))
-    project.call("snakemake", "all", "--cores", "2")
+    project.call("snakemake", "all", "--cores", "2", "--no-hooks")
     assert [stage for stage in project.ran() if "@" in stage] == [
         "detect@zsd_strict", "evaluate@zsd_strict", "splits@zsd_strict", "train@zsd_strict",
     ]  # fmt: skip
@@ -183,7 +183,7 @@ def test_the_number_of_cores_does_not_reach_the_stages(tmp_path: Path) -> None:
         "import os\n\nfrom fvlm.io import write_json\n\n\n"
         "def run(params):\n    write_json('data/emoji/manifest.json', os.environ['OMP_NUM_THREADS'])\n"
     )
-    project.call("snakemake", "data/emoji/manifest.json", "--cores", "1")
+    project.call("snakemake", "data/emoji/manifest.json", "--cores", "1", "--no-hooks")
     assert (project.folder / "data" / "emoji" / "manifest.json").read_text() == '"2"\n'
 
 
