@@ -12,7 +12,8 @@ def set_up(compute: Compute) -> torch.device:
     """Apply `compute` to this process and return its device.
 
     Algorithms are deterministic: the same params give the same bytes on the same machine. The number of threads is
-    set here and nowhere else, since Snakemake's --cores (and the OMP_NUM_THREADS that it exports) must not change a sum.
+    set here and in `fvlm.cli`, since Snakemake's --cores (and the OMP_NUM_THREADS that it exports) must not change a
+    sum.
 
     Raises:
         InputError: device is cuda and there is none.

@@ -1,10 +1,12 @@
 """params.yaml as frozen dataclasses, validated whole before any work.
 
-Every entry point (the command line, and through it DVC and Snakemake) calls `load_params`. All that is wrong is reported at
-once, one line a finding. The JSON schema for editors is generated from the same dataclasses (`python -m fvlm schema`).
+Every entry point (the command line, and through it DVC and Snakemake) calls `load_params`. All that is wrong is
+reported at once, one line a finding. The JSON schema for editors is generated from the same dataclasses
+(`python -m fvlm schema`).
 """
 
 import dataclasses
+import difflib
 import math
 import os
 import re
@@ -23,7 +25,9 @@ SETTINGS = ("zsd", "ovod", "zsd_strict")
 Setting = Literal["zsd", "ovod", "zsd_strict"]
 
 
-def spec(help: str, *, min: float | None = None, max: float | None = None, above: float | None = None, **default: Any) -> Any:
+def spec(
+    help: str, *, min: float | None = None, max: float | None = None, above: float | None = None, **default: Any
+) -> Any:
     """A dataclass field with its meaning and its allowed range (`above` is an exclusive minimum)."""
     bounds = {"min": min, "max": max, "above": above}
     return field(metadata={"help": help, **{k: v for k, v in bounds.items() if v is not None}}, **default)
@@ -122,7 +126,9 @@ class Model:
     """The detector."""
 
     freeze: Literal["all", "norm_eval", "none"] = spec("what of the image tower training may not change")
-    image_size: int = spec("longest side to, and square canvas of, the network input, pixels, a multiple of 64", min=64, max=2048)
+    image_size: int = spec(
+        "longest side to, and square canvas of, the network input, pixels, a multiple of 64", min=64, max=2048
+    )
     fpn_channels: int = spec("channels of P2..P6 and of the RPN", min=8, max=1024)
     anchor_scale: float = spec("anchor side in strides of its level", above=0)
     rpn_pre_nms_top_n: int = spec("anchors kept per level before NMS", min=1)
@@ -159,7 +165,9 @@ class Train:
     scale_jitter: tuple[float, float] = spec("range of the random scale relative to image_size", above=0, max=4)
     flip: float = spec("probability of a horizontal flip", min=0, max=1)
     max_boxes: int = spec("most ground-truth boxes of an image", min=1)
-    workers: int = spec("processes that load pictures; 0 loads in the training process; results do not depend on it", min=0)
+    workers: int = spec(
+        "processes that load pictures; 0 loads in the training process; results do not depend on it", min=0
+    )
     checkpoint_every: int = spec("steps between checkpoints", min=1)
     seed: int = spec("seed of initialisation, order, augmentation and sampling", min=0)
 
@@ -265,7 +273,7 @@ _UniqueKeyLoader.add_implicit_resolver(
 
 
 def _build(kind: type, tree: Any, where: str, problems: list[str]) -> Any:
-    """An instance of the dataclass `kind` from a mapping; None where that is impossible, with the reasons in `problems`."""
+    """An instance of the dataclass `kind` from a mapping; None where that is impossible, the reasons in `problems`."""
     if not isinstance(tree, dict):
         problems.append(f"{where or '(top level)'}: expected a section with keys, got {_shown(tree)}")
         return None
@@ -282,7 +290,9 @@ def _build(kind: type, tree: Any, where: str, problems: list[str]) -> Any:
         if name in tree:
             values[name] = _convert(hints[name], tree[name], prefix + name, f.metadata, problems)
         elif f.default is dataclasses.MISSING:
-            problems.append(f"{prefix}{name}: missing; expected {_allowed(hints[name], f.metadata)} ({f.metadata['help']})")
+            problems.append(
+                f"{prefix}{name}: missing; expected {_allowed(hints[name], f.metadata)} ({f.metadata['help']})"
+            )
     return kind(**values) if len(problems) == before else None
 
 
@@ -364,8 +374,6 @@ def _shown(value: Any) -> str:
 
 
 def _nearest(key: str, names: Any) -> str:
-    import difflib
-
     close = difflib.get_close_matches(key, list(names), n=1)
     return f"did you mean {close[0]}? " if close else ""
 
@@ -388,7 +396,8 @@ def _cross_checks(params: Params) -> Iterator[str]:
             yield "vlm.miniature: missing; architecture miniature needs the section (see recipes/emoji.yaml)"
         else:
             if len(vlm.miniature.layers) != 4:
-                yield f"vlm.miniature.layers: expected 4 numbers, one for each of stages 2 to 5, got {len(vlm.miniature.layers)}"
+                count = len(vlm.miniature.layers)
+                yield f"vlm.miniature.layers: expected 4 numbers, one for each of stages 2 to 5, got {count}"
             if vlm.miniature.image_size % 32:
                 yield f"vlm.miniature.image_size: expected a multiple of 32, got {vlm.miniature.image_size}"
             if vlm.miniature.text_width % vlm.miniature.text_heads:
@@ -410,7 +419,7 @@ def _cross_checks(params: Params) -> Iterator[str]:
         yield f"train.milestones: expected rising fractions, got {list(params.train.milestones)}"
     if params.text.templates != "clip80":
         for i, template in enumerate(params.text.templates):
-            if template.count("{}") != 1 or template.replace("{}", "").count("{") + template.replace("{}", "").count("}"):
+            if template.count("{}") != 1 or re.search("[{}]", template.replace("{}", "")):
                 yield f"text.templates[{i}]: expected a text with one {{}} for the class name, got {template!r}"
     if not params.text.background.strip():
         yield "text.background: expected a word, got an empty text"

@@ -14,7 +14,8 @@ from torch import Tensor
 from .errors import InputError
 from .io import write_aside
 
-METADATA_KEY = "fvlm"  # one key only: safetensors does not keep the order of several, and equal runs must give equal bytes
+# one key only: safetensors does not keep the order of several, and equal runs must give equal bytes
+METADATA_KEY = "fvlm"
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

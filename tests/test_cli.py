@@ -26,11 +26,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def stage_that(monkeypatch: pytest.MonkeyPatch, name: str, run) -> None:  # type: ignore[no-untyped-def]
+def stage_that(monkeypatch: pytest.MonkeyPatch, name: str, run) -> None:
     monkeypatch.setitem(sys.modules, f"fvlm.stages.{name}", types.SimpleNamespace(run=run))
 
 
-def failing_with(error: BaseException):  # type: ignore[no-untyped-def]
+def failing_with(error: BaseException):
     def run(params: Params, setting: str = "") -> None:
         raise error
 
