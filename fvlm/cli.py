@@ -10,7 +10,7 @@ import types
 from collections.abc import Sequence
 
 from .errors import InputError
-from .params import SETTINGS, Params, load_params, schema
+from .params import FREEZE_MODES, SETTINGS, Params, load_params, schema
 from .sync import sync
 
 STAGES = {
@@ -23,6 +23,8 @@ STAGES = {
     "detect": "run the detector of one setting over the validation pictures, once",
     "evaluate": "score one setting under every protocol, from its raw detections",
     "report": "render tables, plots and the report page, and metrics.json of report.setting",
+    "freeze_mode": "one run of the freeze ablation (`snakemake freeze_ablation` runs all and compares them)",
+    "freeze_ablation": "table and plot of the freeze ablation's runs",
 }
 PER_SETTING = ("splits", "train", "detect", "evaluate")
 
@@ -60,6 +62,10 @@ def _run(arguments: argparse.Namespace) -> None:
     options = {}
     if "setting" in arguments:
         options["setting"] = _known_setting(arguments.setting, params)
+    if "mode" in arguments:
+        if arguments.mode not in FREEZE_MODES:
+            raise InputError(f"--mode: expected one of {', '.join(FREEZE_MODES)}, got {arguments.mode!r}")
+        options["mode"] = arguments.mode
     # NumPy's BLAS reads these when it is imported. Snakemake sets them from --cores, which must not change a sum.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(params.compute.threads)
@@ -95,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help)
         if name in PER_SETTING:
             command.add_argument("--setting", required=True, help="one of the settings in params.yaml")
+        if name == "freeze_mode":
+            command.add_argument("--mode", required=True, help=f"one of {', '.join(FREEZE_MODES)}")
     commands.add_parser("check-params", help="validate params.yaml and stop")
     commands.add_parser("sync", help="record one engine's results for the other, so that neither builds them again")
     commands.add_parser("schema", help="print the JSON schema of params.yaml")

@@ -65,3 +65,11 @@ def detections(setting: str) -> Path:
 
 def detector_only_detections(setting: str) -> Path:
     return Path(f"runs/{setting}/detections_detector_only.json")
+
+
+def freeze_mode(mode: str) -> Path:
+    """Folder of one run of the freeze ablation."""
+    return Path(f"ablations/freeze/{mode}")
+
+
+FREEZE_TABLE = Path("ablations/freeze/comparison")  # with the suffixes .csv, .md and .png

@@ -23,6 +23,8 @@ from .io import read_text
 
 SETTINGS = ("zsd", "ovod", "zsd_strict")
 Setting = Literal["zsd", "ovod", "zsd_strict"]
+FREEZE_MODES = ("all", "norm_eval", "none")
+FreezeMode = Literal["all", "norm_eval", "none"]
 
 
 def spec(
@@ -125,7 +127,7 @@ class Text:
 class Model:
     """The detector."""
 
-    freeze: Literal["all", "norm_eval", "none"] = spec("what of the image tower training may not change")
+    freeze: FreezeMode = spec("what of the image tower training may not change")
     image_size: int = spec(
         "longest side to, and square canvas of, the network input, pixels, a multiple of 64", min=64, max=2048
     )
@@ -139,6 +141,10 @@ class Model:
     head_fc_dim: int = spec("width of the box head's fully connected layer", min=8, max=4096)
     norm_momentum: float = spec("BatchNorm momentum in torch's sense (Flax's 0.997 is 0.003)", above=0, max=1)
     norm_eps: float = spec("BatchNorm epsilon", above=0)
+    vlm_crop: Literal["authors", "aligned"] = spec(
+        "where the VLM's crops sample C5: authors: as released, half a cell (16 pixels) to the lower right; "
+        "aligned: at the cells' centres, so that a box over the whole picture gives CLIP's picture embedding"
+    )
     temperature: float = spec("the detector's logits are cosine / (temperature * learnable scalar)", above=0)
 
 
@@ -411,6 +417,8 @@ def _cross_checks(params: Params) -> Iterator[str]:
         yield f"vlm.weights: pretrain goes with architecture miniature; {vlm.architecture} takes openai or random"
     if vlm.weights == "pretrain" and vlm.pretrain is None:
         yield "vlm.pretrain: missing; weights pretrain needs the section (see recipes/emoji.yaml)"
+    elif vlm.weights == "pretrain" and vlm.pretrain and vlm.pretrain.batch_size % 4:
+        yield f"vlm.pretrain.batch_size: expected a multiple of 4 (pictures of a mosaic), got {vlm.pretrain.batch_size}"
     if params.model.image_size % 64:
         yield f"model.image_size: expected a multiple of 64 (P6's stride), got {params.model.image_size}"
     if params.train.scale_jitter[0] > params.train.scale_jitter[1]:

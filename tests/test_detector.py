@@ -48,7 +48,9 @@ def test_losses_are_four_finite_scalars_also_for_a_picture_without_boxes(params)
 
 
 @pytest.mark.parametrize(("freeze", "tower_trains"), [("all", False), ("norm_eval", True), ("none", True)])
-def test_gradients_reach_every_part_of_the_head_and_of_the_tower_only_where_it_is_not_frozen(params, freeze, tower_trains):
+def test_gradients_reach_every_part_of_the_head_and_of_the_tower_only_where_it_is_not_frozen(
+    params, freeze, tower_trains
+):
     detector = make_detector(params, freeze).train()
     images, targets, text = make_batch()
     sum(detector.losses(images, targets, text, params.train).values()).backward()

@@ -11,7 +11,8 @@ CHANNELS = (8, 12, 16, 20)
 def make_features(side: int = 128) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     return {
-        f"C{i}": torch.randn(2, c, side // s, side // s) for i, (c, s) in enumerate(zip(CHANNELS, STRIDES[:4], strict=True), 2)
+        f"C{i}": torch.randn(2, c, side // s, side // s)
+        for i, (c, s) in enumerate(zip(CHANNELS, STRIDES[:4], strict=True), 2)
     }
 
 
@@ -44,7 +45,9 @@ def test_p6_is_a_convolution_of_p5_before_its_norm_padded_at_the_end_only():
 def test_coarse_levels_are_added_to_fine_ones_by_nearest_upsampling():
     pyramid, features = make_pyramid().eval(), make_features()
     with torch.no_grad():
-        merged = pyramid.lateral[2](features["C4"]) + pyramid.lateral[3](features["C5"]).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        merged = pyramid.lateral[2](features["C4"]) + pyramid.lateral[3](features["C5"]).repeat_interleave(
+            2, 2
+        ).repeat_interleave(2, 3)
         torch.testing.assert_close(pyramid(features)["P4"], pyramid.norm[2](pyramid.output[2](merged)))
 
 

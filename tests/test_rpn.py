@@ -74,11 +74,15 @@ def test_overlapping_boxes_are_suppressed_within_a_level_only():
 def test_each_level_may_contribute_only_its_best_before_suppression():
     logits, deltas = flat_outputs()
     logits[0] += torch.arange(logits[0].shape[1]) * 0.01 + 10  # the finest level outscores all others
-    [(boxes, _)] = propose(logits, deltas, make_anchors(SIZES, 1), [(32, 32)], pre_nms_top_n=2, post_nms_top_n=100, nms_iou=1.0)
+    [(boxes, _)] = propose(
+        logits, deltas, make_anchors(SIZES, 1), [(32, 32)], pre_nms_top_n=2, post_nms_top_n=100, nms_iou=1.0
+    )
     assert len(boxes) == 2 * len(SIZES)
 
 
 def test_no_more_than_post_nms_top_n_proposals_are_kept():
     logits, deltas = flat_outputs()
-    [(boxes, _)] = propose(logits, deltas, make_anchors(SIZES, 8), [(32, 32)], pre_nms_top_n=50, post_nms_top_n=7, nms_iou=0.9)
+    [(boxes, _)] = propose(
+        logits, deltas, make_anchors(SIZES, 8), [(32, 32)], pre_nms_top_n=50, post_nms_top_n=7, nms_iou=0.9
+    )
     assert len(boxes) == 7

@@ -60,5 +60,7 @@ def test_region_deltas_lead_back_to_the_box():
 
 
 def test_regions_without_ground_truth_are_all_background():
-    regions = sample_regions(torch.rand(5, 4), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), sample_size=3, positive_fraction=0.25)
+    regions = sample_regions(
+        torch.rand(5, 4), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), sample_size=3, positive_fraction=0.25
+    )
     assert regions.labels.tolist() == [0, 0, 0]

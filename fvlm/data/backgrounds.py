@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 from .sprites import Pixels
 
 GRAIN_SHARE = 0.7  # of backgrounds
-MOST_GRAIN = 24  # grey levels either way
+MOST_GRAIN = 16  # grey levels either way
+SPREAD = 40  # grey levels between a background's colours and their common base, either way: objects must stand out
 
 
 def background(rng: np.random.Generator, size: int) -> Pixels:
@@ -37,7 +38,7 @@ def _gradient(rng: np.random.Generator, size: int) -> Pixels:
 
 def _blotches(rng: np.random.Generator, size: int) -> Pixels:
     cells = int(rng.choice([3, 5, 9, 17, 33]))
-    spread = rng.uniform(15, 90)
+    spread = rng.uniform(10, SPREAD)
     coarse = _colours(rng, 1) + rng.uniform(-spread, spread, (cells, cells, 3))
     image = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8))
     return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
@@ -63,8 +64,9 @@ _PAINTS: tuple[Callable[[np.random.Generator, int], Pixels], ...] = (_flat, _gra
 
 
 def _colours(rng: np.random.Generator, count: int) -> Pixels:
-    """(count, 3)"""
-    return rng.integers(0, 256, (count, 3), dtype=np.uint8)
+    """(count, 3), any base colour and `count` neighbours of it."""
+    base = rng.integers(0, 256, 3)
+    return np.clip(base + rng.integers(-SPREAD, SPREAD + 1, (count, 3)), 0, 255).astype(np.uint8)
 
 
 def _ramp(rng: np.random.Generator, size: int) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..params import Emoji
 from .backgrounds import background
+from .splits import base_names
 from .sprites import OPAQUE, Pixels
 
 SPLITS = ("train2017", "val2017")
@@ -19,15 +20,16 @@ EMPTY_SHARE = 0.02  # of scenes: no object at all
 CROWD_SHARE = 0.06  # of the other scenes: one group of small pictures, annotated as one region
 CROWD_MEMBERS = (6, 12)
 CROWD_SIDE = (1 / 16, 1 / 10)  # of the scene's side, as are the two below
-OBJECT_SIDE = (1 / 8, 1 / 2.2)
-SMALL_SIDE, SMALL_SHARE = (1 / 16, 1 / 8), 0.12
-DEALT_OBJECTS = 4  # of each scene: dealt from shuffled decks of the 80 categories, so that none is missing
+OBJECT_SIDE = (1 / 3.6, 1 / 1.9)
+SMALL_SIDE, SMALL_SHARE = (1 / 8, 1 / 4), 0.08
+DEALT_OBJECTS = 4  # of each scene: dealt from shuffled decks that hold every category, so that none is missing
+BASE_CARDS = 2  # of each base category in a deck, one of the others: 3 of 4 objects are base, as in COCO
 TAIL_RATIO = 4.0  # among the other objects the most frequent category is this many times as likely as the rarest
 
-MAX_TURN = 25.0  # degrees
-SATURATION, CONTRAST, BRIGHTNESS = (0.7, 1.3), (0.8, 1.2), (0.8, 1.2)
+MAX_TURN = 15.0  # degrees
+SATURATION, CONTRAST, BRIGHTNESS = (0.8, 1.2), (0.9, 1.1), (0.9, 1.1)
 MAX_OUTSIDE = 0.12  # of an object's side that may lie beyond the scene's border
-MIN_VISIBLE = 0.4  # of an object's own pixels
+MIN_VISIBLE = 0.7  # of an object's own pixels
 MIN_PIXELS = 16  # an object of fewer visible pixels cannot be told
 PLACEMENT_TRIES = 20
 
@@ -100,6 +102,7 @@ class World:
         self.names = list(sprites)
         rank = np.random.default_rng(emoji.seed).permutation(len(self.names))
         weights = TAIL_RATIO ** (rank / (len(rank) - 1))
+        self.deck = [name for name in self.names for _ in range(BASE_CARDS if name in base_names() else 1)]
         self.frequencies = weights / weights.sum()  # the same in both splits, as in COCO
 
     def scene(self, split: str, index: int) -> Scene:
@@ -121,10 +124,10 @@ class World:
         """The categories that a scene gets from the decks. One deck follows another, each shuffled anew."""
         names = []
         for position in range(index * DEALT_OBJECTS, (index + 1) * DEALT_OBJECTS):
-            deck, card = divmod(position, len(self.names))
+            deck, card = divmod(position, len(self.deck))
             # The last number keeps decks apart from scenes, whose generators have three
             rng = np.random.default_rng([self.seed, SPLITS.index(split), deck, 1])
-            names.append(self.names[rng.permutation(len(self.names))[card]])
+            names.append(self.deck[rng.permutation(len(self.deck))[card]])
         return names
 
     def _add_object(self, scene: Scene, rng: np.random.Generator, name: str) -> None:

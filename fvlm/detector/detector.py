@@ -103,9 +103,7 @@ class FVLM(nn.Module):
         positive = torch.stack([t.positive for t in per_image])
         counts = [len(a) for a in anchors]
         regions = [
-            sample_regions(
-                boxes, *gt, sample_size=train.rois_per_image, positive_fraction=train.roi_positive_fraction
-            )
+            sample_regions(boxes, *gt, sample_size=train.rois_per_image, positive_fraction=train.roi_positive_fraction)
             for (boxes, _), gt in zip(proposals, targets, strict=True)
         ]
         labels = torch.cat([r.labels for r in regions])
@@ -144,8 +142,9 @@ class FVLM(nn.Module):
         boxes = [b for b, _ in proposals]
         counts = [len(b) for b in boxes]
         embeddings, box_deltas = self._embed(boxes, pyramid)
+        shift = C5_STRIDE / 2 if self.model.vlm_crop == "aligned" else 0.0
         vlm_embeddings = pool_regions(
-            self.tower.attnpool, features["C5"], boxes, grid=self.grid, stride=C5_STRIDE
+            self.tower.attnpool, features["C5"], [b - shift for b in boxes], grid=self.grid, stride=C5_STRIDE
         )
         rows = zip(
             proposals,
@@ -194,5 +193,5 @@ def cosine(embeddings: Tensor, text: Tensor) -> Tensor:
 
 
 def build_detector(model: Model, card: VlmCard, visual: ModifiedResNet) -> FVLM:
-    """A detector with a fresh head (drawn from torch's global generator) on the image tower `visual` of the VLM `card`."""
+    """A detector with a fresh head, drawn from torch's global generator, on the image tower `visual` of the VLM `card`."""
     return FVLM(ImageTower(visual, model.freeze), card.model_config["embed_dim"], card.grid, model)

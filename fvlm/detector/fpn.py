@@ -19,8 +19,8 @@ class FeaturePyramid(nn.Module):
         norm_momentum, norm_eps: of the batch norms, in torch's sense.
 
     Source: F-VLM's `modeling/fpn.py`. Unlike torchvision's `FeaturePyramidNetwork`: convolutions have no bias, the
-    norms stand on the outputs only and are not followed by a ReLU, and P6 is a stride-2 convolution of P5 before its norm
-    (padded by one cell at the end only, as Flax's 'SAME' does for even sizes), not a max-pool.
+    norms stand on the outputs only and are not followed by a ReLU, and P6 is a stride-2 convolution of P5 before its
+    norm (padded by one cell at the end only, as Flax's 'SAME' does for even sizes), not a max-pool.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int, *, norm_momentum: float, norm_eps: float) -> None:

@@ -1,7 +1,7 @@
 """The four losses, each with the authors' normaliser. Their plain sum is minimised.
 
-Source: F-VLM's `losses/maskrcnn_losses.py` and `losses/base_losses.py`. The normalisers matter as much as the terms: with
-torch's usual ones the box term of the RPN is 9 times, and the class term up to 3.3 times, larger.
+Source: F-VLM's `losses/maskrcnn_losses.py` and `losses/base_losses.py`. The normalisers matter as much as the terms:
+with torch's usual ones the box term of the RPN is 9 times, and the class term up to 3.3 times, larger.
 """
 
 import torch
@@ -23,7 +23,7 @@ def rpn_score_loss(logits: Tensor, positive: Tensor, sampled: Tensor, anchors_pe
 
 
 def rpn_box_loss(deltas: list[Tensor], targets: list[Tensor], positive: list[Tensor]) -> Tensor:
-    """Huber loss with delta 0.111: on each level the mean over the batch's positive elements, then the sum of the levels.
+    """Huber loss with delta 0.111: the mean over the batch's positive elements on each level, summed over levels.
 
     Args:
         deltas, targets: for each level (N, A_l, 4).

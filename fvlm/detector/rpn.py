@@ -96,7 +96,7 @@ def propose(
     Returns:
         For each image boxes (R, 4) xyxy and objectness probabilities (R,), descending; R <= post_nms_top_n.
 
-    Source: F-VLM's `ops/roi_ops.py`. Its cap of 1000 a level after suppression never binds, since no more are kept in all.
+    Source: F-VLM's `ops/roi_ops.py`. Its cap of 1000 a level after suppression never binds: no more are kept in all.
     """
     results = []
     for i, size_hw in enumerate(sizes_hw):

@@ -31,7 +31,7 @@ class AnchorTargets:
 
 @dataclass(frozen=True)
 class RegionTargets:
-    """The R sampled regions of one image: boxes (R, 4), labels (R,) with 0 = background, deltas (R, 4), zeros on background."""
+    """The R sampled regions of one image: boxes (R, 4), labels (R,) with 0 = background, deltas (R, 4), there zeros."""
 
     boxes: Tensor
     labels: Tensor

@@ -150,11 +150,11 @@ def to_markdown(table: pd.DataFrame) -> str:
     parts = []
     for section in SECTIONS:
         headings = [f"{above}: {name}" for above, name, _ in section.columns]
-        parts.append(f"### {section.title}\n\n{_pipes([*LABELS, *headings], section_rows(table, section))}")
+        parts.append(f"### {section.title}\n\n{pipes([*LABELS, *headings], section_rows(table, section))}")
     return "\n\n".join([*parts, *notes(table)]) + "\n"
 
 
-def _pipes(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def pipes(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(cell) for cell in column) for column in zip(headings, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:

@@ -23,11 +23,13 @@ from ..vlm.clip import VlmCard, build_clip
 
 def run(params: Params, setting: str) -> None:
     """Write runs/<setting>/raw_detections.safetensors."""
-    detect_all(params, layout.model(setting), f"python -m fvlm train --setting {setting}", layout.raw_detections(setting))
+    detect_all(
+        params, layout.model(setting), f"python -m fvlm train --setting {setting}", layout.raw_detections(setting)
+    )
 
 
 def detect_all(params: Params, model_path: Path, remedy: str, output: Path) -> None:
-    """Run the detector of `model_path` over all pictures of the generalized validation split, which holds the others'."""
+    """Run the detector of `model_path` over the generalized validation split, whose pictures include the others'."""
     device = set_up(params.compute)
     detector, card, metadata, model_sha256 = load_detector(model_path, f"run `{remedy}`")
     split = load_instances(layout.val_split("generalized"))
@@ -36,7 +38,9 @@ def detect_all(params: Params, model_path: Path, remedy: str, output: Path) -> N
     check_pictures_exist(split, image_dir)
     text, text_metadata = load_tensors(layout.TEXT_EMBEDDINGS, "text embeddings", "run `python -m fvlm text`")
     if text_metadata.get("vlm_sha256") != card.weights_sha256:
-        raise InputError(f"{layout.TEXT_EMBEDDINGS}: not of the VLM that {model_path} was trained on; run text and train again")
+        raise InputError(
+            f"{layout.TEXT_EMBEDDINGS}: not of the VLM that {model_path} was trained on; run text and train again"
+        )
     pictures = ValidationPictures(
         split, image_dir, canvas_size=detector.model.image_size, mean=card.image_mean, std=card.image_std
     )
@@ -54,14 +58,16 @@ def detect_all(params: Params, model_path: Path, remedy: str, output: Path) -> N
 
 
 def load_detector(path: Path, remedy: str) -> tuple[FVLM, VlmCard, dict[str, Any], str]:
-    """The trained detector of a model file, in eval mode, with its VLM's card, the file's metadata and a hash of its tensors.
+    """The trained detector of a model file, in eval mode, with its VLM's card, the file's metadata and its tensors' hash.
 
     Raises:
         InputError: the file is missing, damaged, not a detector, or of another architecture than it says.
     """
     tensors, metadata = load_tensors(path, "detector", remedy)
     if not {"model", "vlm_card", "supervised", "setting"} <= metadata.keys():
-        raise InputError(f"{path}: expected a detector written by fvlm, found a safetensors file without its metadata; {remedy}")
+        raise InputError(
+            f"{path}: expected a detector written by fvlm, found a safetensors file without its metadata; {remedy}"
+        )
     card = VlmCard.from_dict(metadata["vlm_card"], f"{path}: vlm_card")
     try:
         model = Model(**metadata["model"])

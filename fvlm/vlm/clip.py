@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..io import read_json, write_json
+from ..params import FreezeMode
 from ..tensors import load_tensors, save_tensors, sha256_of_tensors
-from .freeze import FreezeMode, freeze
+from .freeze import freeze
 
 REAL_TOWERS = ("RN50-quickgelu", "RN50x4-quickgelu", "RN50x16-quickgelu", "RN50x64-quickgelu")
 OPENAI_LOGIT_SCALE = 100.0  # where OpenAI clipped it in training; F-VLM's temperature of 0.01 is its inverse

@@ -6,15 +6,13 @@ which swaps them for a class with fewer tensors in its state dict. Here they sta
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-FreezeMode = Literal["all", "norm_eval", "none"]
-FREEZE_MODES: tuple[FreezeMode, ...] = ("all", "norm_eval", "none")
+from ..params import FREEZE_MODES, FreezeMode
 
 
 def freeze(visual: ModifiedResNet, mode: FreezeMode) -> None:

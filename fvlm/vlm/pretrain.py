@@ -1,12 +1,11 @@
 """Contrastive pretraining of the miniature CLIP on captioned emoji pictures of ALL categories, never on a box.
 
 It stands for what OpenAI's CLIP brings along: the novel concepts have been seen, with words, without localisation.
-A picture shows one object, named by its caption, on a background, often with a piece of another object that the caption does
-not name; some pictures show a background only and are captioned with the word for it.
+A picture shows one object, named by its caption, on a background, often with a piece of another object that the caption
+does not name; some pictures show a background only and are captioned with the word for it.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip import CLIP
+from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.emoji import background, load_sprites
+from ..data.backgrounds import background
 from ..data.order import generator_of
+from ..data.sprites import load_sprites
 from ..params import Miniature, Pretrain
 from ..training.schedule import learning_rate
 from .clip import tokenize
@@ -26,10 +27,11 @@ from .clip import tokenize
 VOCABULARY = 49408  # byte pairs of CLIP's tokenizer
 SPRITE_SIDE = 72  # pixels; smaller sprites are centred on a square of this side
 BACKGROUND_BANK = 768
-OBJECT_SIDE = (0.45, 1.1)  # of the picture's side
-DISTRACTOR_SHARE = 0.6
+OBJECT_SIDE = (0.6, 1.15)  # of the picture's side
+DISTRACTOR_SHARE = 0.35
 BACKGROUND_SHARE = 0.06
-MAX_ROTATION = math.radians(30)
+MAX_ROTATION = math.radians(25)
+PLAIN_LINES = 10  # of progress where there is no terminal
 MAX_LOGIT_SCALE = 100.0  # CLIP section 2.3
 
 
@@ -83,10 +85,12 @@ class CaptionedPictures:
         distracted = torch.rand(count, generator=generator) < DISTRACTOR_SHARE
         others = torch.randint(len(self.sprites), (count,), generator=generator)
         pictures = self._paste(pictures, others, distracted, (0.5, 1.1), (0.45, 0.9), generator)
-        pictures = self._paste(pictures, self._sprite_of(concepts, generator), ~empty, OBJECT_SIDE, (0.0, 0.3), generator)
+        pictures = self._paste(
+            pictures, self._sprite_of(concepts, generator), ~empty, OBJECT_SIDE, (0.0, 0.25), generator
+        )
         concepts[empty] = len(self.names) - 1
-        gain = 1 + 0.2 * (2 * torch.rand(count, 3, 1, 1, generator=generator) - 1)
-        shift = 0.08 * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1)
+        gain = 1 + 0.1 * (2 * torch.rand(count, 3, 1, 1, generator=generator) - 1)
+        shift = 0.05 * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1)
         pictures = ((pictures - 0.5) * gain + 0.5 + shift).clamp(0, 1)
         return (pictures - self.mean[:, None, None]) / self.std[:, None, None], concepts
 
@@ -188,14 +192,34 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, concepts: Te
     return (F.cross_entropy(logits, concepts) + to_image.mean()) / 2
 
 
+def embed_in_mosaics(visual: ModifiedResNet, images: Tensor) -> Tensor:
+    """Embed pictures that lie side by side, four to a canvas, so that each is padded by its neighbours.
+
+    The detector's regions lie inside a scene. A tower that was only shown single pictures, 2 x 2 cells with zeros all
+    around, knows no other context, and its crops of a scene's C5 mean little. OpenAI's 7 x 7 cells suffer less.
+
+    Args:
+        images: (N, 3, S, S), N a multiple of 4, S a multiple of 32.
+
+    Returns:
+        (N, D), not normalised, in the order of `images`.
+    """
+    count, channels, size, _ = images.shape
+    canvas = images.reshape(-1, 2, 2, channels, size, size).permute(0, 3, 1, 4, 2, 5)
+    x = visual.stem(canvas.reshape(-1, channels, 2 * size, 2 * size).contiguous(memory_format=torch.channels_last))
+    for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+        x = stage(x)
+    grid = size // 32
+    windows = x.reshape(-1, x.shape[1], 2, grid, 2, grid).permute(0, 2, 4, 1, 3, 5)
+    return visual.attnpool(windows.reshape(count, x.shape[1], grid, grid))
+
+
 def pretrain(
     clip: CLIP,
     pictures: CaptionedPictures,
     templates: list[str],
     params: Pretrain,
     seed: int,
-    *,
-    on_step: Callable[[int, float], None] | None = None,
 ) -> None:
     """Train `clip` in place; a fixed number of steps, nothing is chosen by the held-out accuracy.
 
@@ -207,6 +231,7 @@ def pretrain(
     groups = [{"params": decayed, "weight_decay": params.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=params.learning_rate, betas=(0.9, 0.98), eps=1e-6)
     generator = generator_of(seed, "pretrain")
+    clip.visual.to(memory_format=torch.channels_last)  # a third faster on CPUs
     clip.train()
     bar = tqdm(range(params.steps), desc="vlm", unit="step", disable=None)
     for step in bar:
@@ -220,10 +245,11 @@ def pretrain(
                 schedule="cosine",
             )
         images, concepts = pictures.draw(params.batch_size, generator)
+        images = images.contiguous(memory_format=torch.channels_last)
         which = torch.randint(len(templates), (len(pictures.names),), generator=generator)
         captions = tokens[which, torch.arange(len(pictures.names))]
         loss = contrastive_loss(
-            clip.encode_image(images, normalize=True),
+            F.normalize(clip.visual(images) if step % 2 else embed_in_mosaics(clip.visual, images), dim=-1),
             clip.encode_text(captions, normalize=True),
             concepts,
             clip.logit_scale.exp(),
@@ -234,8 +260,9 @@ def pretrain(
         with torch.no_grad():
             clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
         bar.set_postfix(loss=f"{loss.item():.3f}", scale=f"{clip.logit_scale.exp().item():.1f}")
-        if on_step is not None:
-            on_step(step, loss.item())
+        if bar.disable and (step + 1) % max(params.steps // PLAIN_LINES, 1) == 0:
+            print(f"vlm: step {step + 1}/{params.steps}, loss {loss.item():.3f}", flush=True)
+    clip.visual.to(memory_format=torch.contiguous_format)
     clip.eval()
 
 
@@ -243,7 +270,7 @@ def pretrain(
 def held_out_accuracy(clip: CLIP, pictures: CaptionedPictures, text: Tensor, count: int, seed: int) -> float:
     """Share in [0, 1] of `count` newly drawn pictures whose nearest of the (K, D) text embeddings is their own concept.
 
-    The pictures come from a random stream that training does not use; the sprites are the same, as the 80 concepts have no more.
+    The pictures come from a random stream that training does not use; the sprites are the same: there are no others.
     """
     generator = generator_of(seed, "held out")
     text = F.normalize(text, dim=-1)

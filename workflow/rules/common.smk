@@ -35,6 +35,7 @@ MANIFEST = f"data/{config['data']['dataset']}/manifest.json"
 
 wildcard_constraints:
     setting="|".join(SETTINGS),
+    mode="all|norm_eval|none",
 
 
 def sections(*names):

@@ -9,7 +9,9 @@ rule download:
             "fvlm/data/emoji_categories.json",
             "fvlm/data/manifest.py",
             "fvlm/data/masks.py",
+            "fvlm/data/ov_coco.json",
             "fvlm/data/scenes.py",
+            "fvlm/data/splits.py",
             "fvlm/data/sprites.py",
         ],
     output:

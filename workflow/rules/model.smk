@@ -192,8 +192,7 @@ rule evaluate:
         "logs/benchmarks/evaluate/{setting}.tsv"
     conda:
         "../envs/fvlm.yaml"
-    threads: THREADS
     params:
-        sections=sections("compute", "evaluate"),
+        sections=sections("evaluate"),
     shell:
         "python -m fvlm evaluate --setting {wildcards.setting} > {log} 2>&1"
