@@ -40,7 +40,7 @@ class Compute:
     """Where and with how many threads the stages compute. Threads are a param because sums depend on them."""
 
     device: Literal["cpu", "cuda"] = spec("where tensors live")
-    threads: int = spec("CPU threads of one stage; never taken from Snakemake's --cores", min=1, max=256)
+    threads: int = spec("CPU threads of a stage; never taken from Snakemake's --cores", min=1, max=256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,7 @@ class Pretrain:
     learning_rate: float = spec("AdamW's peak learning rate", above=0)
     weight_decay: float = spec("AdamW's weight decay", min=0)
     warmup_steps: int = spec("steps of linear warm-up", min=0)
+    threads: int = spec("CPU threads; a number of its own, since pretraining runs alone", min=1, max=256)
     held_out_pictures: int = spec("captioned pictures of the final accuracy check", min=81)
 
 

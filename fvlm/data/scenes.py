@@ -20,16 +20,16 @@ EMPTY_SHARE = 0.02  # of scenes: no object at all
 CROWD_SHARE = 0.06  # of the other scenes: one group of small pictures, annotated as one region
 CROWD_MEMBERS = (6, 12)
 CROWD_SIDE = (1 / 16, 1 / 10)  # of the scene's side, as are the two below
-OBJECT_SIDE = (1 / 3.6, 1 / 1.9)
+OBJECT_SIDE = (1 / 4.2, 1 / 2.5)
 SMALL_SIDE, SMALL_SHARE = (1 / 8, 1 / 4), 0.08
 DEALT_OBJECTS = 4  # of each scene: dealt from shuffled decks that hold every category, so that none is missing
 BASE_CARDS = 2  # of each base category in a deck, one of the others: 3 of 4 objects are base, as in COCO
 TAIL_RATIO = 4.0  # among the other objects the most frequent category is this many times as likely as the rarest
 
-MAX_TURN = 15.0  # degrees
-SATURATION, CONTRAST, BRIGHTNESS = (0.8, 1.2), (0.9, 1.1), (0.9, 1.1)
+MAX_TURN = 12.0  # degrees
+SATURATION, CONTRAST, BRIGHTNESS = (0.85, 1.15), (0.9, 1.1), (0.9, 1.1)
 MAX_OUTSIDE = 0.12  # of an object's side that may lie beyond the scene's border
-MIN_VISIBLE = 0.7  # of an object's own pixels
+MIN_VISIBLE = 0.85  # of an object's own pixels
 MIN_PIXELS = 16  # an object of fewer visible pixels cannot be told
 PLACEMENT_TRIES = 20
 

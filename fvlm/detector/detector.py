@@ -193,5 +193,5 @@ def cosine(embeddings: Tensor, text: Tensor) -> Tensor:
 
 
 def build_detector(model: Model, card: VlmCard, visual: ModifiedResNet) -> FVLM:
-    """A detector with a fresh head, drawn from torch's global generator, on the image tower `visual` of the VLM `card`."""
+    """A detector on the image tower `visual` of the VLM `card`, its head drawn from torch's global generator."""
     return FVLM(ImageTower(visual, model.freeze), card.model_config["embed_dim"], card.grid, model)

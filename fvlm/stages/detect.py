@@ -49,7 +49,7 @@ def detect_all(params: Params, model_path: Path, remedy: str, output: Path) -> N
         **raw,
         names=tuple(text_metadata["names"]),
         category_ids=tuple(text_metadata["category_ids"]),
-        detector_temperature=float(detector.temperature),
+        detector_temperature=detector.temperature.item(),
         vlm_temperature=card.temperature,
         supervised=tuple(metadata["supervised"]),
         setting=metadata["setting"],
@@ -58,7 +58,7 @@ def detect_all(params: Params, model_path: Path, remedy: str, output: Path) -> N
 
 
 def load_detector(path: Path, remedy: str) -> tuple[FVLM, VlmCard, dict[str, Any], str]:
-    """The trained detector of a model file, in eval mode, with its VLM's card, the file's metadata and its tensors' hash.
+    """The trained detector of a model file, in eval mode; its VLM's card, the file's metadata and its tensors' hash.
 
     Raises:
         InputError: the file is missing, damaged, not a detector, or of another architecture than it says.

@@ -1,5 +1,7 @@
 """Stage `vlm`: the vision-language model, pretrained here (miniature) or OpenAI's, as one weights file and one card."""
 
+import dataclasses
+
 import open_clip
 import torch
 
@@ -17,8 +19,9 @@ BACKGROUND_CAPTION = "background"  # the word in the captions of pictures withou
 
 def run(params: Params) -> None:
     """Write models/vlm.safetensors and models/vlm.json."""
-    set_up(params.compute)
     vlm = params.vlm
+    threads = vlm.pretrain.threads if vlm.weights == "pretrain" and vlm.pretrain else params.compute.threads
+    set_up(dataclasses.replace(params.compute, threads=threads))
     torch.manual_seed(vlm.seed)
     pretraining = None
     if vlm.weights == "openai":

@@ -27,10 +27,12 @@ from .clip import tokenize
 VOCABULARY = 49408  # byte pairs of CLIP's tokenizer
 SPRITE_SIDE = 72  # pixels; smaller sprites are centred on a square of this side
 BACKGROUND_BANK = 768
-OBJECT_SIDE = (0.6, 1.15)  # of the picture's side
-DISTRACTOR_SHARE = 0.35
+C5_STRIDE = 32
+PLAIN_EVERY = 4  # steps: one shows single pictures, the others mosaics
+OBJECT_SIDE = (0.7, 1.1)  # of the picture's side
+DISTRACTOR_SHARE = 0.3
 BACKGROUND_SHARE = 0.06
-MAX_ROTATION = math.radians(25)
+MAX_ROTATION = math.radians(20)
 PLAIN_LINES = 10  # of progress where there is no terminal
 MAX_LOGIT_SCALE = 100.0  # CLIP section 2.3
 
@@ -86,7 +88,7 @@ class CaptionedPictures:
         others = torch.randint(len(self.sprites), (count,), generator=generator)
         pictures = self._paste(pictures, others, distracted, (0.5, 1.1), (0.45, 0.9), generator)
         pictures = self._paste(
-            pictures, self._sprite_of(concepts, generator), ~empty, OBJECT_SIDE, (0.0, 0.25), generator
+            pictures, self._sprite_of(concepts, generator), ~empty, OBJECT_SIDE, (0.0, 0.15), generator
         )
         concepts[empty] = len(self.names) - 1
         gain = 1 + 0.1 * (2 * torch.rand(count, 3, 1, 1, generator=generator) - 1)
@@ -192,24 +194,29 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, concepts: Te
     return (F.cross_entropy(logits, concepts) + to_image.mean()) / 2
 
 
-def embed_in_mosaics(visual: ModifiedResNet, images: Tensor) -> Tensor:
-    """Embed pictures that lie side by side, four to a canvas, so that each is padded by its neighbours.
+def embed_in_mosaics(visual: ModifiedResNet, images: Tensor, shift_yx: tuple[int, int]) -> Tensor:
+    """Embed pictures that lie side by side, four to a canvas, anywhere relative to C5's cells.
 
-    The detector's regions lie inside a scene. A tower that was only shown single pictures, 2 x 2 cells with zeros all
-    around, knows no other context, and its crops of a scene's C5 mean little. OpenAI's 7 x 7 cells suffer less.
+    The detector's regions lie inside a scene, between cells. A tower that was only shown single pictures, 2 x 2 cells with
+    zeros all around, knows no other context, and its crops of a scene's C5 mean little. (OpenAI's towers, with 7 x 7 cells,
+    suffer less.) The canvas is a torus: moved by `shift_yx` pixels, and C5 is read that far on, interpolated as RoIAlign does.
 
     Args:
         images: (N, 3, S, S), N a multiple of 4, S a multiple of 32.
+        shift_yx: pixels, 0 to 31.
 
     Returns:
         (N, D), not normalised, in the order of `images`.
     """
     count, channels, size, _ = images.shape
     canvas = images.reshape(-1, 2, 2, channels, size, size).permute(0, 3, 1, 4, 2, 5)
-    x = visual.stem(canvas.reshape(-1, channels, 2 * size, 2 * size).contiguous(memory_format=torch.channels_last))
+    canvas = canvas.reshape(-1, channels, 2 * size, 2 * size).roll(shift_yx, dims=(2, 3))
+    x = visual.stem(canvas.contiguous(memory_format=torch.channels_last))
     for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
         x = stage(x)
-    grid = size // 32
+    for axis, pixels in zip((2, 3), shift_yx, strict=True):
+        x = torch.lerp(x, x.roll(-1, axis), pixels / C5_STRIDE)
+    grid = size // C5_STRIDE
     windows = x.reshape(-1, x.shape[1], 2, grid, 2, grid).permute(0, 2, 4, 1, 3, 5)
     return visual.attnpool(windows.reshape(count, x.shape[1], grid, grid))
 
@@ -246,10 +253,15 @@ def pretrain(
             )
         images, concepts = pictures.draw(params.batch_size, generator)
         images = images.contiguous(memory_format=torch.channels_last)
+        if step % PLAIN_EVERY == 0:
+            embeddings = clip.visual(images)
+        else:
+            shift_y, shift_x = torch.randint(C5_STRIDE, (2,), generator=generator).tolist()
+            embeddings = embed_in_mosaics(clip.visual, images, (shift_y, shift_x))
         which = torch.randint(len(templates), (len(pictures.names),), generator=generator)
         captions = tokens[which, torch.arange(len(pictures.names))]
         loss = contrastive_loss(
-            F.normalize(clip.visual(images) if step % 2 else embed_in_mosaics(clip.visual, images), dim=-1),
+            F.normalize(embeddings, dim=-1),
             clip.encode_text(captions, normalize=True),
             concepts,
             clip.logit_scale.exp(),

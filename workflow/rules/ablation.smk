@@ -34,7 +34,7 @@ rule freeze_mode:
         "../envs/fvlm.yaml"
     threads: THREADS
     resources:
-        gpu=1,
+        gpu=GPUS,
     params:
         sections=sections("compute", "model", "train", "detect", "evaluate"),
     shell:

@@ -30,6 +30,8 @@ os.environ.update(PATH=os.path.dirname(sys.executable) + os.pathsep + os.environ
 
 SETTINGS = config["settings"]
 THREADS = config["compute"]["threads"]
+PRETRAIN_THREADS = (config["vlm"].get("pretrain") or config["compute"])["threads"]
+GPUS = 1 if config["compute"]["device"] == "cuda" else 0
 MANIFEST = f"data/{config['data']['dataset']}/manifest.json"
 
 

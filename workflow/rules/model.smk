@@ -24,9 +24,9 @@ rule vlm:
         "logs/benchmarks/vlm.tsv"
     conda:
         "../envs/fvlm.yaml"
-    threads: THREADS
+    threads: PRETRAIN_THREADS
     resources:
-        gpu=1,
+        gpu=GPUS,
     params:
         sections=sections("compute", "vlm"),
     shell:
@@ -103,7 +103,7 @@ rule train:
         "../envs/fvlm.yaml"
     threads: THREADS
     resources:
-        gpu=1,
+        gpu=GPUS,
     params:
         sections=sections("compute", "model", "train"),
     shell:
@@ -144,7 +144,7 @@ rule detect:
         "../envs/fvlm.yaml"
     threads: THREADS
     resources:
-        gpu=1,
+        gpu=GPUS,
     params:
         sections=sections("compute", "detect"),
     shell:

@@ -1,0 +1,112 @@
+"""Pretraining of the miniature: its loss by hand, its pictures, its mosaics, and equal bytes from equal seeds."""
+
+import math
+
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from fvlm.data.order import generator_of
+from fvlm.params import Pretrain, load_params
+from fvlm.tensors import sha256_of_tensors
+from fvlm.vlm.clip import build_clip
+from fvlm.vlm.pretrain import (
+    CaptionedPictures,
+    contrastive_loss,
+    embed_in_mosaics,
+    emoji_pictures,
+    held_out_accuracy,
+    miniature_config,
+    pretrain,
+)
+
+MEAN, STD = list(open_clip.OPENAI_DATASET_MEAN), list(open_clip.OPENAI_DATASET_STD)
+NAMES = ["person", "car", "banana"]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> CaptionedPictures:
+    return emoji_pictures(NAMES, "background", 32, MEAN, STD, seed=0)
+
+
+def make_clip():
+    miniature = load_params("recipes/emoji.yaml").vlm.miniature
+    config = miniature_config(miniature)
+    config["vision_cfg"] |= {"width": 8, "image_size": 32}
+    torch.manual_seed(0)
+    return build_clip(config)
+
+
+def test_the_loss_does_not_contrast_pictures_that_share_a_caption():
+    images = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
+    captions = torch.tensor([[1.0, 0], [0, 1]])
+    loss = contrastive_loss(images, captions, torch.tensor([0, 0, 1]), torch.tensor(2.0))
+    e2 = math.exp(2)
+    to_text = math.log(1 + 1 / e2)  # each picture against two captions
+    first, second = math.log(2 + 1 / e2), math.log(1 + 2 / e2)  # each caption against three pictures
+    assert loss.item() == pytest.approx((to_text + (first + second) / 2) / 2)
+
+
+def test_a_caption_without_a_picture_in_the_batch_adds_nothing_but_competition():
+    images, captions = torch.tensor([[1.0, 0]]), torch.tensor([[1.0, 0], [0, 1]])
+    loss = contrastive_loss(images, captions, torch.tensor([0]), torch.tensor(1.0))
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)) / 2)
+
+
+def test_pictures_depend_on_the_generator_alone_and_differ_within_a_batch(pictures):
+    first, concepts = pictures.draw(64, generator_of(1))
+    again, _ = pictures.draw(64, generator_of(1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first[0], first[1])
+    assert set(concepts.tolist()) == {0, 1, 2, 3}  # the last is a background without objects
+
+
+def test_each_concept_is_drawn_with_its_own_sprites(pictures):
+    concepts = torch.tensor([0, 1, 2] * 50)
+    chosen = pictures._sprite_of(concepts, generator_of(0))
+    assert torch.equal(pictures.concept_of_sprite[chosen], concepts)
+    assert len(set(chosen.tolist())) == len(pictures.sprites)  # and all of them occur
+
+
+class MeanColour(nn.Module):
+    """A tower whose every stage is a stub: cells are means of 32 x 32 pixels, and so is the pooled embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.AvgPool2d(32)
+        self.layer1 = self.layer2 = self.layer3 = self.layer4 = nn.Identity()
+
+    def attnpool(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=(2, 3))
+
+
+def test_mosaics_give_each_picture_its_own_embedding_in_order():
+    images = torch.rand(8, 3, 64, 64)
+    torch.testing.assert_close(embed_in_mosaics(MeanColour(), images, (0, 0)), images.mean(dim=(2, 3)))
+
+
+def test_a_moved_mosaic_is_read_where_it_was_moved_to():
+    ramp = torch.arange(128.0)[:, None].expand(128, 128)  # rows 0..127 of a canvas of four pictures
+    tiles = ramp.reshape(2, 64, 2, 64).permute(0, 2, 1, 3).reshape(4, 1, 64, 64).expand(4, 3, 64, 64)
+    upper = embed_in_mosaics(MeanColour(), tiles, (16, 0))[0, 0]
+    # cells of the moved canvas: rows -16..15 (torus: mean of 112..127 and 0..15), 16..47, 48..79; read half-way between
+    cells = [(119.5 + 7.5) / 2, 31.5, 63.5]
+    assert upper.item() == pytest.approx(((cells[0] + cells[1]) / 2 + (cells[1] + cells[2]) / 2) / 2)
+
+
+def test_a_few_steps_learn_and_equal_seeds_give_equal_bytes(pictures):
+    params = Pretrain(
+        steps=24, batch_size=32, learning_rate=2e-3, weight_decay=0.05, warmup_steps=4, held_out_pictures=128
+    )
+    hashes, accuracies = [], []
+    for _ in range(2):
+        clip = make_clip()
+        pretrain(clip, pictures, ["a photo of a {}.", "a {}."], params, seed=3)
+        hashes.append(sha256_of_tensors(clip.state_dict()))
+        with torch.no_grad():
+            text = clip.encode_text(open_clip.tokenize([f"a {n}." for n in pictures.names], clip.context_length))
+        accuracies.append(held_out_accuracy(clip, pictures, text, 128, seed=3))
+    assert hashes[0] == hashes[1]
+    assert accuracies[0] == accuracies[1] > 0.4  # chance: a third of the pictures with an object
+    assert not clip.training
