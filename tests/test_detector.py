@@ -7,7 +7,7 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 
 from fvlm.detector.detector import FVLM, cosine
-from fvlm.params import load_params
+from fvlm.params import FreezeMode, load_params
 from fvlm.vlm.clip import ImageTower
 
 EMBED_DIM = 16
@@ -18,7 +18,7 @@ def params():
     return load_params("recipes/emoji.yaml")
 
 
-def make_detector(params, freeze: str = "all", **changes) -> FVLM:
+def make_detector(params, freeze: FreezeMode = "all", **changes) -> FVLM:
     torch.manual_seed(0)
     visual = ModifiedResNet([1, 1, 1, 1], EMBED_DIM, 4, image_size=64, width=8)
     sizes = {"fpn_channels": 16, "head_channels": 16, "head_fc_dim": 32, "image_size": 128} | changes
@@ -53,7 +53,7 @@ def test_gradients_reach_every_part_of_the_head_and_of_the_tower_only_where_it_i
 ):
     detector = make_detector(params, freeze).train()
     images, targets, text = make_batch()
-    sum(detector.losses(images, targets, text, params.train).values()).backward()
+    torch.stack(list(detector.losses(images, targets, text, params.train).values())).sum().backward()
     for name, parameter in detector.named_parameters():
         if name.startswith("tower."):
             assert (parameter.grad is not None) == (tower_trains and "attnpool" not in name), name
@@ -68,7 +68,7 @@ def test_overfitting_one_picture_finds_its_object_and_nothing_moves_in_the_tower
     optimizer = torch.optim.AdamW([p for p in detector.parameters() if p.requires_grad], lr=3e-3)
     for step in range(200):
         torch.manual_seed(step)
-        loss = sum(detector.losses(images, targets, text, params.train).values())
+        loss = torch.stack(list(detector.losses(images, targets, text, params.train).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

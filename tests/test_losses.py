@@ -41,7 +41,7 @@ def test_rpn_box_loss_without_positives_is_zero_and_has_a_gradient():
     deltas = torch.zeros(1, 2, 4, requires_grad=True)
     loss = rpn_box_loss([deltas], [torch.zeros(1, 2, 4)], [torch.zeros(1, 2, dtype=torch.bool)])
     loss.backward()
-    assert loss.item() == 0 and deltas.grad.abs().sum() == 0
+    assert loss.item() == 0 and deltas.grad is not None and deltas.grad.abs().sum() == 0
 
 
 def test_class_loss_weighs_background_and_divides_by_the_number_of_regions():

@@ -32,6 +32,7 @@ def pictures() -> CaptionedPictures:
 
 def make_clip():
     miniature = load_params("recipes/emoji.yaml").vlm.miniature
+    assert miniature is not None
     config = miniature_config(miniature)
     config["vision_cfg"] |= {"width": 8, "image_size": 32}
     torch.manual_seed(0)

@@ -1,5 +1,7 @@
 """Anchors and proposals, by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from torchvision.ops import box_iou
@@ -7,7 +9,7 @@ from torchvision.ops import box_iou
 from fvlm.detector.rpn import RpnHead, make_anchors, propose
 
 SIZES = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
-NO_LIMIT = {"pre_nms_top_n": 2000, "post_nms_top_n": 1000, "nms_iou": 0.7}
+NO_LIMIT: dict[str, Any] = {"pre_nms_top_n": 2000, "post_nms_top_n": 1000, "nms_iou": 0.7}
 
 
 def test_anchors_are_centred_on_cells_and_have_the_paper_s_sides():
@@ -28,7 +30,7 @@ def test_anchors_run_by_row_then_column_then_aspect():
 
 
 def test_the_head_orders_its_outputs_as_the_anchors():
-    head = RpnHead(4, norm_momentum=0.1, norm_eps=1e-4).eval()
+    head: Any = RpnHead(4, norm_momentum=0.1, norm_eps=1e-4).eval()
     with torch.no_grad():
         head.score.weight.zero_()
         head.score.bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
@@ -41,7 +43,7 @@ def test_the_head_orders_its_outputs_as_the_anchors():
 
 
 def test_norms_are_separate_for_levels_and_convolutions_are_shared():
-    head = RpnHead(4, norm_momentum=0.5, norm_eps=1e-4).train()
+    head: Any = RpnHead(4, norm_momentum=0.5, norm_eps=1e-4).train()
     head({f"P{i}": torch.randn(2, 4, 4, 4) + i for i in range(2, 7)})
     means = [norm.running_mean for norm in head.norms[0]]
     assert all(not torch.equal(a, b) for i, a in enumerate(means) for b in means[:i])

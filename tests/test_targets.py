@@ -1,12 +1,14 @@
 """Which anchor and which region learns what, on boxes laid out by hand."""
 
+from typing import Any
+
 import torch
 
 from fvlm.detector.box_head import REGION_CODER
 from fvlm.detector.targets import assign_anchors, sample_regions
 
 GT = torch.tensor([[0.0, 0, 10, 10]])
-SAMPLE = {"sample_size": 4, "positive_fraction": 0.5}
+SAMPLE: dict[str, Any] = {"sample_size": 4, "positive_fraction": 0.5}
 
 
 def test_anchors_between_the_thresholds_do_not_learn():

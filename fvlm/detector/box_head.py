@@ -1,5 +1,8 @@
 """Second stage: region features, region embeddings, class-agnostic box deltas."""
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,9 +77,9 @@ class BoxHead(nn.Module):
         self.fc_norm = nn.BatchNorm1d(fc_dim, norm_eps, norm_momentum)
         self.embedding = nn.Linear(fc_dim, embed_dim, bias=False)
         self.box = nn.Linear(fc_dim, 4)
-        for conv in self.convs:
+        for conv in cast(Iterable[nn.Conv2d], self.convs):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(conv.bias)
+            nn.init.zeros_(cast(Tensor, conv.bias))
         nn.init.xavier_uniform_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)
         nn.init.normal_(self.embedding.weight, std=0.01)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +66,7 @@ class RpnHead(nn.Module):
         for level, name in enumerate(LEVELS):
             x = pyramid[name]
             for conv, norms in zip(self.convs, self.norms, strict=True):
-                x = F.relu(norms[level](conv(x)))
+                x = F.relu(cast(nn.ModuleList, norms)[level](conv(x)))
             count = x.shape[0]
             logits.append(self.score(x).permute(0, 2, 3, 1).reshape(count, -1))
             deltas.append(self.box(x).permute(0, 2, 3, 1).reshape(count, -1, 4))

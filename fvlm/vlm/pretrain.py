@@ -6,6 +6,7 @@ does not name; some pictures show a background only and are captioned with the w
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,9 +198,10 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, concepts: Te
 def embed_in_mosaics(visual: ModifiedResNet, images: Tensor, shift_yx: tuple[int, int]) -> Tensor:
     """Embed pictures that lie side by side, four to a canvas, anywhere relative to C5's cells.
 
-    The detector's regions lie inside a scene, between cells. A tower that was only shown single pictures, 2 x 2 cells with
-    zeros all around, knows no other context, and its crops of a scene's C5 mean little. (OpenAI's towers, with 7 x 7 cells,
-    suffer less.) The canvas is a torus: moved by `shift_yx` pixels, and C5 is read that far on, interpolated as RoIAlign does.
+    The detector's regions lie inside a scene, between cells. A tower that was only shown single pictures, 2 x 2 cells
+    with zeros all around, knows no other context, and its crops of a scene's C5 mean little. (OpenAI's towers, with
+    7 x 7 cells, suffer less.) The canvas is a torus: it is moved by `shift_yx` pixels, and C5 is read that far on,
+    interpolated as RoIAlign does. This uses where pictures lie, never where an object lies in its picture.
 
     Args:
         images: (N, 3, S, S), N a multiple of 4, S a multiple of 32.
@@ -224,7 +226,7 @@ def embed_in_mosaics(visual: ModifiedResNet, images: Tensor, shift_yx: tuple[int
 def pretrain(
     clip: CLIP,
     pictures: CaptionedPictures,
-    templates: list[str],
+    templates: Sequence[str],
     params: Pretrain,
     seed: int,
 ) -> None:
