@@ -9,6 +9,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from fvlm.detector.detector import FVLM, cosine
 from fvlm.params import FreezeMode, load_params
 from fvlm.vlm.clip import ImageTower
+from fvlm.vlm.pooling import pool_crops
 
 EMBED_DIM = 16
 
@@ -108,16 +109,15 @@ def test_a_picture_gives_the_same_regions_alone_and_in_a_batch(params):
     torch.testing.assert_close(together.vlm_similarity, alone.vlm_similarity, rtol=1e-4, atol=1e-4)
 
 
-def test_both_branches_look_at_the_proposals(params):
-    detector = make_detector(params).eval()
+@pytest.mark.parametrize(("vlm_crop", "shift"), [("authors", 0), ("aligned", 16)])
+def test_both_branches_look_at_the_proposals(params, vlm_crop, shift):
+    detector = make_detector(params, vlm_crop=vlm_crop).eval()
     with torch.no_grad():
         detector.box_head.box.bias.copy_(torch.tensor([3.0, 0, 0, 0]))  # every refined box moves by 0.3 widths
     images, _, text = make_batch()
     [regions] = detector.detect(images[:1], [(128, 128)], text)
-    from fvlm.vlm.pooling import pool_crops
-
     features = detector.tower(images[:1])
-    expected = pool_crops(detector.tower.attnpool, features["C5"], [regions.proposals], grid=2, stride=32)
+    expected = pool_crops(detector.tower.attnpool, features["C5"], [regions.proposals - shift], grid=2, stride=32)
     torch.testing.assert_close(regions.vlm_similarity, cosine(expected, text).detach(), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(regions.boxes, regions.proposals)
 
