@@ -163,7 +163,13 @@ def test_the_embedded_world_is_rendered_once(recipe, renderings):
     params = with_emoji(recipe)
     download.run(params)
     assert renderings == [params.data.emoji]
-    recorded = {"train_images": 9, "val_images": 8, "image_size": 64, "max_objects": 8, "seed": 0}
+    recorded = {
+        "train_images": 9,
+        "val_images": 8,
+        "image_size": 64,
+        "max_objects": params.data.emoji.max_objects,
+        "seed": 0,
+    }
     assert manifest_of(params)["emoji"] == recorded
     written = layout.manifest(params).stat().st_ino
     download.run(params)

@@ -64,7 +64,7 @@ def test_pictures_depend_on_the_generator_alone_and_differ_within_a_batch(pictur
 
 
 def test_each_concept_is_drawn_with_its_own_sprites(pictures):
-    concepts = torch.tensor([0, 1, 2] * 50)
+    concepts = torch.tensor([0, 1, 2] * 200)
     chosen = pictures._sprite_of(concepts, generator_of(0))
     assert torch.equal(pictures.concept_of_sprite[chosen], concepts)
     assert len(set(chosen.tolist())) == len(pictures.sprites)  # and all of them occur
@@ -98,7 +98,7 @@ def test_a_moved_mosaic_is_read_where_it_was_moved_to():
 
 def test_a_few_steps_learn_and_equal_seeds_give_equal_bytes(pictures):
     params = Pretrain(
-        steps=24, batch_size=32, learning_rate=2e-3, weight_decay=0.05, warmup_steps=4, held_out_pictures=128
+        steps=24, batch_size=32, learning_rate=2e-3, weight_decay=0.05, warmup_steps=4, threads=1, held_out_pictures=128
     )
     hashes, accuracies = [], []
     for _ in range(2):
