@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from conftest import make_coco
+
 from fvlm.cli import STAGES, main
 from fvlm.params import read_tree
 

@@ -163,6 +163,7 @@ def test_the_embedded_world_is_rendered_once(recipe, renderings):
     params = with_emoji(recipe)
     download.run(params)
     assert renderings == [params.data.emoji]
+    assert params.data.emoji is not None
     recorded = {
         "train_images": 9,
         "val_images": 8,
