@@ -124,11 +124,17 @@ def tiny_coco(tmp_path: Path) -> Path:
     return make_coco(tmp_path / "tiny_coco")
 
 
-@pytest.fixture(scope="session")
-def real_coco() -> Path:
-    """80 real pictures of train2017 with their annotations; skipped where this machine has none."""
+def real_pictures() -> Path | None:
+    """The folder of 80 real pictures of train2017 with their annotations, where this machine has it."""
     default = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco-tiny"
     folder = Path(os.environ.get("FVLM_COCO_TINY", default))
-    if not (folder / "annotations" / "instances_train2017.json").is_file():
+    return folder if (folder / "annotations" / "instances_train2017.json").is_file() else None
+
+
+@pytest.fixture(scope="session")
+def real_coco() -> Path:
+    """`real_pictures()`; skipped where there are none."""
+    folder = real_pictures()
+    if folder is None:
         pytest.skip("no real COCO pictures here; set FVLM_COCO_TINY to a folder that has some")
     return folder

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import make_coco
+from conftest import make_coco, real_pictures
 
 from fvlm.cli import STAGES, main
 from fvlm.params import read_tree
@@ -20,12 +20,11 @@ QUICK = {
 }
 
 
-@pytest.fixture(params=["real", "made up"])
-def pictures(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Real COCO pictures where there are some, and in any case photograph-like JPEGs of our own."""
-    if request.param == "real":
-        return request.getfixturevalue("real_coco")
-    return make_coco(tmp_path / "coco", train_images=24)
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Real COCO pictures where there are some, otherwise photograph-like JPEGs of our own."""
+    folder = real_pictures()
+    return folder if folder is not None else make_coco(tmp_path / "coco", train_images=24)
 
 
 def test_every_stage_runs_on_a_folder_of_photographs(pictures, tmp_path, monkeypatch):

@@ -179,6 +179,7 @@ def test_config_on_snakemakes_command_line_is_refused(tmp_path: Path) -> None:
 
 def test_the_number_of_cores_does_not_reach_the_stages(tmp_path: Path) -> None:
     project = Project(tmp_path / "fvlm")
+    project.edit(lambda tree: tree["compute"].update(threads=2))
     (project.folder / "fvlm" / "stages" / "download.py").write_text(
         "import os\n\nfrom fvlm.io import write_json\n\n\n"
         "def run(params):\n    write_json('data/emoji/manifest.json', os.environ['OMP_NUM_THREADS'])\n"
@@ -190,6 +191,7 @@ def test_the_number_of_cores_does_not_reach_the_stages(tmp_path: Path) -> None:
 def test_the_slurm_profile_sends_training_to_a_gpu_node(tmp_path: Path) -> None:
     pytest.importorskip("snakemake_executor_plugin_slurm")
     project = Project(tmp_path / "fvlm")
+    project.edit(lambda tree: tree["compute"].update(device="cuda"))
     plan = project.call("snakemake", "all", "-n", "--workflow-profile", "workflow/profiles/slurm")
     resources = dict(re.findall(r"^rule (\w+):\n(?: .*\n)*? +resources: (.*)", plan, flags=re.MULTILINE))
     for rule in ("train", "detect"):
