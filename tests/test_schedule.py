@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from fvlm.training.schedule import learning_rate
+from fvlm.schedule import learning_rate
 
 
 def rates(steps, **changes):

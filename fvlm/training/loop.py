@@ -17,9 +17,9 @@ from ..data.order import seed_of
 from ..detector.detector import FVLM
 from ..errors import InputError
 from ..params import Train
+from ..schedule import learning_rate
 from ..vlm.clip import ImageTower
 from .checkpoint import load_checkpoint, save_checkpoint
-from .schedule import learning_rate
 
 COLUMNS = (
     "step",

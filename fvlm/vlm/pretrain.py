@@ -22,7 +22,7 @@ from ..data.backgrounds import background
 from ..data.order import generator_of
 from ..data.sprites import load_sprites
 from ..params import Miniature, Pretrain
-from ..training.schedule import learning_rate
+from ..schedule import learning_rate
 from .clip import tokenize
 
 VOCABULARY = 49408  # byte pairs of CLIP's tokenizer
