@@ -10,13 +10,10 @@ from tqdm import tqdm
 from ..errors import InputError
 from ..io import read_json, write_aside, write_json
 from ..params import Emoji
-from .backgrounds import background
 from .coco import CocoDict, categories, category_records
 from .masks import polygons, run_lengths, tight_box
 from .scenes import SPLITS, Scene, World
 from .sprites import load_sprites
-
-__all__ = ["background", "load_sprites", "render_dataset"]
 
 # Ids name one picture and one annotation in both splits, as in COCO
 FIRST_IMAGE_ID = {"train2017": 1, "val2017": 500_001}

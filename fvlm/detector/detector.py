@@ -17,15 +17,13 @@ from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
 from ..params import Model, Train
-from ..vlm.clip import ImageTower, VlmCard
+from ..vlm.clip import C5_STRIDE, ImageTower, VlmCard
 from ..vlm.pooling import pool_regions
 from .box_head import REGION_CODER, BoxHead, pool_pyramid
 from .fpn import FeaturePyramid
 from .losses import box_loss, class_loss, rpn_box_loss, rpn_score_loss
 from .rpn import RpnHead, make_anchors, propose
 from .targets import assign_anchors, sample_regions
-
-C5_STRIDE = 32
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ..tensors import load_tensors, save_tensors, sha256_of_tensors
 from .freeze import freeze
 
 REAL_TOWERS = ("RN50-quickgelu", "RN50x4-quickgelu", "RN50x16-quickgelu", "RN50x64-quickgelu")
+C5_STRIDE = 32  # pixels of the network input in a cell of C5, under every tower
 OPENAI_LOGIT_SCALE = 100.0  # where OpenAI clipped it in training; F-VLM's temperature of 0.01 is its inverse
 MODEL_CONFIG_KEYS = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
 REMEDY = "run `python -m fvlm vlm` to make models/vlm.safetensors and models/vlm.json again"

@@ -20,15 +20,13 @@ from tqdm import tqdm
 
 from ..data.backgrounds import background
 from ..data.order import generator_of
-from ..data.sprites import load_sprites
+from ..data.sprites import SPRITE_SIDE, load_sprites
 from ..params import Miniature, Pretrain
 from ..schedule import learning_rate
-from .clip import tokenize
+from .clip import C5_STRIDE, tokenize
 
 VOCABULARY = 49408  # byte pairs of CLIP's tokenizer
-SPRITE_SIDE = 72  # pixels; smaller sprites are centred on a square of this side
 BACKGROUND_BANK = 768
-C5_STRIDE = 32
 PLAIN_EVERY = 4  # steps: one shows single pictures, the others mosaics
 OBJECT_SIDE = (0.7, 1.1)  # of the picture's side
 DISTRACTOR_SHARE = 0.3
@@ -158,6 +156,7 @@ def emoji_pictures(
     sprites, concept = [], []
     for index, name in enumerate(names):
         for sprite in by_name[name]:
+            # sprites are cropped to their visible pixels: centre each on a square
             square = np.zeros((SPRITE_SIDE, SPRITE_SIDE, 4), np.uint8)
             top, left = (SPRITE_SIDE - sprite.shape[0]) // 2, (SPRITE_SIDE - sprite.shape[1]) // 2
             square[top : top + sprite.shape[0], left : left + sprite.shape[1]] = sprite
