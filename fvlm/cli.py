@@ -69,6 +69,9 @@ def _run(arguments: argparse.Namespace) -> None:
     # NumPy's BLAS reads these when it is imported. Snakemake sets them from --cores, which must not change a sum.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(params.compute.threads)
+    # Threads that wait for each other shall sleep, not spin: beside any other process a spinning thread holds the core
+    # that the awaited one needs, and pretraining on 2 cores was five times slower. Results do not depend on it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _stage(arguments.command).run(params, **options)
 
 

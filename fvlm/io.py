@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -33,6 +34,10 @@ def write_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.chmod(aside, 0o666 & ~_umask())  # mkstemp's 0600 would hide results from other users of a shared folder
         os.replace(aside, path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC and error.filename is None:
+            error.filename = str(path)  # Python names no file when a write fails, and people have more than one disk
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

@@ -45,6 +45,7 @@ def test_a_stage_gets_the_params_and_its_setting(folder: Path, monkeypatch: pyte
     assert setting == "ovod"
     assert params.train.batch_size == 8
     assert os.environ["OMP_NUM_THREADS"] == str(params.compute.threads), "and not what Snakemake's --cores says"
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE", "or a busy machine slows training several times"
 
 
 def test_every_finding_in_params_is_a_line_and_no_stage_starts(
