@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}" if "\n" not in str(error) else str(error), file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno == errno.ENOSPC or "No space left" in str(error):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             print(f"error: the disk is full: {error}; free some space and run the same command again", file=sys.stderr)
             return 2
         raise

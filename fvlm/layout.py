@@ -1,7 +1,9 @@
 """Where each stage's files lie, below the working directory. `dvc.yaml` and `workflow/rules/` name the same paths."""
 
+import os
 from pathlib import Path
 
+from .io import read_json
 from .params import Params
 
 VLM_WEIGHTS = Path("models/vlm.safetensors")
@@ -14,13 +16,41 @@ CHECKPOINTS = Path("checkpoints")
 PROTOCOLS = ("base", "novel", "generalized")
 
 
+DATA_ROOT_VARIABLE = "FVLM_DATA_ROOT"
+
+
 def data_root(params: Params) -> Path:
-    """The folder that holds pictures and annotations in COCO's layout."""
-    return Path(params.data.root or f"data/{params.data.dataset}")
+    """The folder that holds pictures and annotations in COCO's layout.
+
+    For coco2017 the first that is set of: the environment's FVLM_DATA_ROOT, `data.root`, where FVLM_DATA_ROOT pointed
+    when `download` ran, data/coco2017. No engine's graph holds this path: the manifest says what is there and not
+    where, so that other disks and machines do not make anything train again.
+    """
+    named = named_root(params)
+    note = root_note(params)
+    if named is None and note.exists():
+        named = Path(read_json(note, "note of the data's folder", "run `python -m fvlm download`")["root"])
+    return named or own_root(params)
+
+
+def named_root(params: Params) -> Path | None:
+    """The folder of pictures that a person named, if any; FVLM_DATA_ROOT is for COCO 2017 alone."""
+    variable = os.environ.get(DATA_ROOT_VARIABLE) if params.data.dataset == "coco2017" else None
+    named = variable or params.data.root
+    return Path(named) if named else None
+
+
+def own_root(params: Params) -> Path:
+    return Path("data") / params.data.dataset
+
+
+def root_note(params: Params) -> Path:
+    """Where `download` notes what FVLM_DATA_ROOT was; no engine knows of it, as it is true of one machine only."""
+    return own_root(params) / "root.json"
 
 
 def manifest(params: Params) -> Path:
-    return Path("data") / params.data.dataset / "manifest.json"
+    return own_root(params) / "manifest.json"
 
 
 def train_split(setting: str) -> Path:

@@ -58,8 +58,19 @@ class Emoji:
 class Data:
     """Pictures and instance annotations, in COCO's layout."""
 
-    dataset: Literal["emoji", "coco_folder"] = spec("emoji: rendered here; coco_folder: pictures that you have")
-    root: str | None = spec("folder in COCO's layout; null for data/<dataset>", default=None)
+    dataset: Literal["emoji", "coco_folder", "coco2017"] = spec(
+        "emoji: rendered here; coco_folder: pictures that you have; coco2017: downloaded, 41 GB of disk, or in root"
+    )
+    root: str | None = spec(
+        "folder in COCO's layout; null for data/<dataset>. One that holds coco2017 is only read; the environment's "
+        "FVLM_DATA_ROOT names one, too, and goes before this",
+        default=None,
+    )
+    mirror: str | None = spec(
+        "server to download coco2017 from, with its zips/ and annotations/; null for COCO's own. Sums are checked "
+        "either way",
+        default=None,
+    )
     train_images: str = spec("folder of training pictures, below root", default="train2017")
     train_annotations: str = spec("training annotations, below root", default="annotations/instances_train2017.json")
     val_images: str = spec("folder of validation pictures, below root", default="val2017")
@@ -395,6 +406,10 @@ def _cross_checks(params: Params) -> Iterator[str]:
         yield "data.emoji: missing; dataset emoji needs the section (see recipes/emoji.yaml)"
     if params.data.dataset == "coco_folder" and params.data.root is None:
         yield "data.root: missing; dataset coco_folder needs the folder that holds the pictures and annotations"
+    if params.data.mirror is not None and params.data.dataset != "coco2017":
+        yield f"data.mirror: goes with dataset coco2017; dataset {params.data.dataset} downloads nothing"
+    elif params.data.mirror is not None and not re.fullmatch(r"https?://\S*[^\s/]", params.data.mirror):
+        yield f"data.mirror: expected http://... or https://... without a / at the end, got {params.data.mirror!r}"
     if params.data.dataset == "emoji" and params.data.emoji and params.data.emoji.image_size % 32:
         yield f"data.emoji.image_size: expected a multiple of 32, got {params.data.emoji.image_size}"
     vlm = params.vlm

@@ -129,12 +129,14 @@ def test_the_counts_are_those_counted_by_hand():
     rows = {row["subset"]: tuple(row.values())[1:] for row in count_table(world(), world())}
     assert rows == {  # images, annotations, crowd, boxes
         "train_full": (7, 10, 3, 7),
+        "train_annotated": (6, 10, 3, 7),
         "train_zsd": (4, 5, 2, 3),
         "train_ovod": (5, 8, 3, 5),
         "train_zsd_strict": (2, 3, 2, 1),
         "train_novel": (3, 3, 1, 2),
         "train_excluded": (2, 2, 0, 2),
         "val_full": (7, 10, 3, 7),
+        "val_annotated": (6, 10, 3, 7),
         "val_base": (4, 5, 2, 3),
         "val_novel": (3, 3, 1, 2),
         "val_generalized": (5, 8, 3, 5),
@@ -210,7 +212,7 @@ def test_the_stages_write_every_split_as_sound_coco(params):
     with open(layout.COUNTS, newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["subset", "images", "annotations", "crowd", "boxes"]
-    assert len(rows) == 11
+    assert len(rows) == 13
     assert rows[0] == dict(zip(rows[0], ["train_full", "12", "20", "1", "19"], strict=True))
 
 

@@ -14,6 +14,7 @@ from .coco import CocoDict, Findings, load_instances
 
 Part = Literal["train", "val"]
 REMEDY = "run `python -m fvlm download`"
+MEND_ROOT = f"correct data.root (or {layout.DATA_ROOT_VARIABLE}, for COCO 2017)"
 
 
 def build_manifest(data: Data, root: Path, *, hash_pictures: bool) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def build_manifest(data: Data, root: Path, *, hash_pictures: bool) -> dict[str, 
             the findings of both parts, one a line.
     """
     if not root.is_dir():
-        raise InputError(f"{root}: expected the folder of the pictures and annotations, found none; correct data.root")
+        raise InputError(f"{root}: expected the folder of the pictures and annotations, found none; {MEND_ROOT}")
     places = {
         "train": (data.train_images, data.train_annotations),
         "val": (data.val_images, data.val_annotations),
@@ -98,7 +99,7 @@ def _describe(root: Path, images: str, annotations: str, *, hash_pictures: bool)
 def _pictures(file: Path, coco: CocoDict, image_dir: Path, *, hash_pictures: bool) -> list[tuple[Any, ...]]:
     """(file_name, bytes[, sha256]) of every listed picture; InputError names those that are missing or empty."""
     if coco["images"] and not image_dir.is_dir():
-        raise InputError(f"{image_dir}: expected the folder of {file.name}'s pictures, found none; correct data.root")
+        raise InputError(f"{image_dir}: expected the folder of {file.name}'s pictures, found none; {MEND_ROOT}")
     findings = Findings(image_dir)
     pictures: list[tuple[Any, ...]] = []
     for image in coco["images"]:

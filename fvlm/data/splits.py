@@ -84,29 +84,63 @@ def build_val_split(coco: CocoDict, protocol: str) -> CocoDict:
 
 
 def count_table(train: CocoDict, val: CocoDict) -> list[dict[str, Any]]:
-    """Rows subset, images, annotations, crowd, boxes (the annotations that are no crowd) of the subsets papers count.
+    """The counts (`count_row`) of the subsets that papers count.
 
     `full` counts all images; every other row counts those with an annotation of its classes, whatever
     `splits.keep_empty` says, so that the numbers can be held against the published ones.
     """
     named = {"base": base_names(), "novel": novel_names(), "excluded": excluded_names()}
-    chosen = {"train_full": (train["images"], train["annotations"])}
+    every = [name for _, name in categories()]
+    chosen = {"train_full": (train["images"], train["annotations"]), "train_annotated": _select(train, every)}
     for setting in ("zsd", "ovod", "zsd_strict"):
         chosen[f"train_{setting}"] = _select_train(train, setting, keep_empty=False)
     for group in ("novel", "excluded"):
         chosen[f"train_{group}"] = _select(train, named[group])
     chosen["val_full"] = (val["images"], val["annotations"])
+    chosen["val_annotated"] = _select(val, every)
     for group in ("base", "novel"):
         chosen[f"val_{group}"] = _select(val, named[group])
     chosen["val_generalized"] = _select(val, scored_names("generalized"))
     chosen["val_excluded"] = _select(val, named["excluded"])
+    return [count_row(subset, images, annotations) for subset, (images, annotations) in chosen.items()]
 
-    rows = []
-    for subset, (images, annotations) in chosen.items():
-        crowd = sum(annotation["iscrowd"] for annotation in annotations)
-        counts = {"images": len(images), "annotations": len(annotations), "crowd": crowd}
-        rows.append({"subset": subset, **counts, "boxes": len(annotations) - crowd})
-    return rows
+
+def count_row(subset: str, images: Collection[Any], annotations: Collection[Any]) -> dict[str, Any]:
+    """subset, images, annotations, crowd, boxes; the boxes are the annotations that are no crowd."""
+    crowd = sum(annotation["iscrowd"] for annotation in annotations)
+    counts = {"images": len(images), "annotations": len(annotations), "crowd": crowd}
+    return {"subset": subset, **counts, "boxes": len(annotations) - crowd}
+
+
+def train_counts(coco: CocoDict, split: CocoDict, setting: str) -> list[dict[str, Any]]:
+    """The counts of a training file and of one setting's split of it, images without an annotation left out there."""
+    annotated = {annotation["image_id"] for annotation in split["annotations"]}
+    return [
+        count_row("train_full", coco["images"], coco["annotations"]),
+        count_row(f"train_{setting}", annotated, split["annotations"]),
+    ]
+
+
+def oddities(split: CocoDict) -> list[str]:
+    """What a reader should know of a split's boxes, in words: those without area, and those that repeat another.
+
+    Both stay in the split, so that its counts are the published ones. Training leaves boxes without area out.
+    """
+    flat, repeated = [], []
+    seen = set()
+    for annotation in split["annotations"]:
+        if not (annotation["bbox"][2] and annotation["bbox"][3]):
+            flat.append(annotation["id"])
+        box = (annotation["image_id"], annotation["category_id"], annotation["iscrowd"], *annotation["bbox"])
+        if box in seen:
+            repeated.append(annotation["id"])
+        seen.add(box)
+    found = {"without width or height, which training leaves out": flat, "equal to another one, kept": repeated}
+    return [f"{len(ids)} {what} (annotations {_first(ids)})" for what, ids in found.items() if ids]
+
+
+def _first(ids: list[int]) -> str:
+    return ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")
 
 
 def _names_of(kept: dict[str, tuple[str, ...]], key: str, what: str) -> list[str]:

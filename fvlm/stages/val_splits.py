@@ -1,6 +1,7 @@
 """Stage `val_splits`: the validation splits of the three protocols, and how much every subset holds."""
 
 from .. import layout
+from ..data.counts import check_counts
 from ..data.manifest import load_part
 from ..data.splits import build_val_split, count_table
 from ..errors import InputError
@@ -12,7 +13,8 @@ def run(params: Params) -> None:
     """Write data/splits/val_{base,novel,generalized}.json and counts.csv.
 
     Raises:
-        InputError: the annotations are unsound or changed since `download`, or a protocol has no box to score.
+        InputError: the annotations are unsound or changed since `download`, a protocol has no box to score, or the
+            counts are not those that the dataset is known to have.
     """
     train, val = load_part(params, "train"), load_part(params, "val")
     splits = {protocol: build_val_split(val, protocol) for protocol in layout.PROTOCOLS}
@@ -26,9 +28,10 @@ def run(params: Params) -> None:
     if empty:
         raise InputError("\n".join(empty))
 
+    rows = count_table(train, val)
+    check_counts(params.data, layout.data_root(params), rows)
     for protocol, split in splits.items():
         write_json(layout.val_split(protocol), split, compact=True)
-    rows = count_table(train, val)
     write_csv(layout.COUNTS, rows, list(rows[0]))
     sizes = ", ".join(f"{protocol} {len(split['images'])}" for protocol, split in splits.items())
     print(f"val_splits: images of the protocols: {sizes}", flush=True)

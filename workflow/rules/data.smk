@@ -4,15 +4,22 @@ rule download:
             "fvlm/stages/download.py",
             "fvlm/data/backgrounds.py",
             "fvlm/data/coco.py",
+            "fvlm/data/coco2017.json",
+            "fvlm/data/coco2017.py",
+            "fvlm/data/coco2017_counts.csv",
             "fvlm/data/coco_categories.json",
+            "fvlm/data/counts.py",
             "fvlm/data/emoji.py",
             "fvlm/data/emoji_categories.json",
+            "fvlm/data/fetch.py",
             "fvlm/data/manifest.py",
             "fvlm/data/masks.py",
             "fvlm/data/ov_coco.json",
+            "fvlm/data/progress.py",
             "fvlm/data/scenes.py",
             "fvlm/data/splits.py",
             "fvlm/data/sprites.py",
+            "fvlm/data/unpack.py",
         ],
     output:
         MANIFEST,
@@ -26,7 +33,7 @@ rule download:
     params:
         sections=sections("data"),
     shell:
-        "python -m fvlm download > {log} 2>&1"
+        "python -m fvlm download 2>&1 | tee {log}"
 
 
 rule splits:
@@ -35,7 +42,9 @@ rule splits:
         code=[
             "fvlm/stages/splits.py",
             "fvlm/data/coco.py",
+            "fvlm/data/coco2017_counts.csv",
             "fvlm/data/coco_categories.json",
+            "fvlm/data/counts.py",
             "fvlm/data/manifest.py",
             "fvlm/data/ov_coco.json",
             "fvlm/data/splits.py",
@@ -58,7 +67,9 @@ rule val_splits:
         code=[
             "fvlm/stages/val_splits.py",
             "fvlm/data/coco.py",
+            "fvlm/data/coco2017_counts.csv",
             "fvlm/data/coco_categories.json",
+            "fvlm/data/counts.py",
             "fvlm/data/manifest.py",
             "fvlm/data/ov_coco.json",
             "fvlm/data/splits.py",
