@@ -26,8 +26,8 @@ lint: install  ## check format, style, types and the workflow; changes nothing
 rulegraph: install  ## draw the graph of the rules in README.md anew
 	$(BIN)/python workflow/rulegraph.py
 
-clean:  ## remove what the pipeline wrote; keeps .venv and DVC's cache
-	rm -rf data/emoji data/splits data/text_embeddings.safetensors data/*/manifest.json models runs metrics metrics.json \
+clean:  ## remove what the pipeline wrote; keeps .venv, DVC's cache and what was downloaded to data/coco2017
+	rm -rf data/emoji data/splits data/text_embeddings.safetensors data/*/manifest.json data/*/root.json models runs metrics metrics.json \
 		reports ablations checkpoints logs .snakemake dvc.lock
 
 install: .venv/.installed  ## create .venv and install everything into it, once

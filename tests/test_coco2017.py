@@ -421,3 +421,16 @@ def test_a_file_that_counts_right_but_is_not_the_published_one_is_said(world, ca
     download.run(with_data(world.params, root=str(world.source)))
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("download: note:")]
     assert said == [f"download: note: {file} counts like COCO 2017's own file, but its sha256 is another"]
+
+
+def test_neither_git_nor_dvc_looks_at_what_was_downloaded():
+    """Only the manifest is DVC's; hashing 19 GB of pictures, or even listing them, would take minutes each time."""
+    import pathspec
+
+    repository = RECIPE.parents[1]
+    paths = ["train2017/a.jpg", "annotations/a.json", "unpacked/a.json", "train2017.zip", ".train2017.zip.part"]
+    paths = [f"data/coco2017/{path}" for path in [*paths, ".download.lock"]]
+    for file in (".gitignore", ".dvcignore"):
+        ignored = pathspec.PathSpec.from_lines("gitignore", (repository / file).read_text().splitlines())
+        assert [path for path in paths if not ignored.match_file(path)] == []
+    assert not ignored.match_file("data/coco2017/manifest.json")

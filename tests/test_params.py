@@ -156,6 +156,10 @@ def test_a_wrong_value_is_told_with_what_is_allowed(tmp_path: Path, emoji: Tree,
         ({"data__emoji": None}, "data.emoji"),
         ({"data__dataset": "coco_folder"}, "data.root"),
         ({"data__emoji__image_size": 250}, "data.emoji.image_size"),
+        ({"data__mirror": "https://mirror.org/coco"}, "data.mirror"),  # the emoji world is not downloaded
+        ({"data__dataset": "coco2017", "data__mirror": "mirror.org"}, "data.mirror"),
+        ({"data__dataset": "coco2017", "data__mirror": "https://mirror.org/coco/"}, "data.mirror"),
+        ({"data__dataset": "coco2017", "data__mirror": "ftp://mirror.org"}, "data.mirror"),
         ({"vlm__miniature": None}, "vlm.miniature"),
         ({"vlm__miniature__layers": [1, 1, 1]}, "vlm.miniature.layers"),
         ({"vlm__miniature__image_size": 50}, "vlm.miniature.image_size"),
@@ -197,6 +201,12 @@ def test_a_file_that_is_no_tree_of_sections_is_refused_in_one_line(
 ) -> None:
     (found,) = findings(tmp_path, edit(EMOJI.read_text(encoding="utf-8")))
     assert finding in found
+
+
+def test_coco_2017_needs_no_root_and_takes_a_mirror(tmp_path: Path, emoji: Tree) -> None:
+    assert findings(tmp_path, changed(emoji, data={"dataset": "coco2017"})) == []
+    for mirror in ("https://s3.amazonaws.com/images.cocodataset.org", "http://10.0.0.1:8080"):
+        assert findings(tmp_path, changed(emoji, data={"dataset": "coco2017", "mirror": mirror})) == []
 
 
 def test_a_missing_params_file_is_told_with_the_remedy(tmp_path: Path) -> None:

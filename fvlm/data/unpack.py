@@ -66,7 +66,7 @@ def check_space(folder: Path, needed: int, purpose: str) -> None:
     if free < needed:
         raise InputError(
             f"{folder}: expected {shown_bytes(needed)} of free disk for {purpose}, got {shown_bytes(free)}; "
-            "free some space, or let the folder `data` be a link to a larger disk"
+            "free some space, or make it a link to a folder on a larger disk"
         )
 
 
