@@ -183,6 +183,7 @@ def test_a_right_file_of_unknown_length_is_taken(server, part):
 def test_no_byte_beyond_the_known_size_is_kept(server, part):
     server.answers = [says(200, CONTENT + b"more")]
     get(server, part)
+    assert len(server.requests) == 1
 
 
 def test_an_answer_shorter_than_its_own_length_goes_on(server, part):
