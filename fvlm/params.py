@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
@@ -25,6 +26,10 @@ SETTINGS = ("zsd", "ovod", "zsd_strict")
 Setting = Literal["zsd", "ovod", "zsd_strict"]
 FREEZE_MODES = ("all", "norm_eval", "none")
 FreezeMode = Literal["all", "norm_eval", "none"]
+WEIGHTS_OF_ALL_TOWERS = ("openai", "random")
+WEIGHT_TAGS = {"RN50-quickgelu": ("yfcc15m", "cc12m")}  # open_clip's, besides openai
+WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
+HUB_PREFIX = "hf-hub:"
 
 
 def spec(
@@ -112,12 +117,22 @@ class Vlm:
     architecture: Literal[
         "miniature", "RN50-quickgelu", "RN50x4-quickgelu", "RN50x16-quickgelu", "RN50x64-quickgelu"
     ] = spec("open_clip architecture; OpenAI's weights were trained with QuickGELU")
-    weights: Literal["pretrain", "openai", "random"] = spec(
-        "pretrain: trained here (miniature only); openai: obtained through open_clip; random: for trying the code"
+    weights: str = spec(
+        "pretrain: trained here (miniature only); random: for trying the code; openai: obtained and checked; a tag of "
+        "open_clip, hf-hub:<owner>/<name>, or the path of a weights file: for other weights, trained with QuickGELU"
     )
     seed: int = spec("seed of initialisation and pretraining", min=0)
     miniature: Miniature | None = spec("needed when architecture is miniature", default=None)
     pretrain: Pretrain | None = spec("needed when weights is pretrain", default=None)
+
+
+def weights_path(weights: str) -> Path | None:
+    """The file that `vlm.weights` names; None where it names none. How it is written decides, not what is there.
+
+    Snakemake makes this file an input of the vlm stage.
+    """
+    named = not weights.startswith(HUB_PREFIX) and ("/" in weights or weights.endswith(WEIGHT_FILES))
+    return Path(weights).expanduser() if named else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -427,10 +442,19 @@ def _cross_checks(params: Params) -> Iterator[str]:
                     f"vlm.miniature.text_heads: expected a divisor of text_width {vlm.miniature.text_width}, "
                     f"got {vlm.miniature.text_heads}"
                 )
-        if vlm.weights == "openai":
-            yield "vlm.weights: openai goes with an RN50... architecture; the miniature takes pretrain or random"
-    elif vlm.weights == "pretrain":
-        yield f"vlm.weights: pretrain goes with architecture miniature; {vlm.architecture} takes openai or random"
+        if vlm.weights not in ("pretrain", "random"):
+            yield (
+                "vlm.weights: expected pretrain or random, which go with architecture miniature, "
+                f"got {_shown(vlm.weights)}; other weights go with an RN50... architecture"
+            )
+    elif weights_path(vlm.weights) is None and not re.fullmatch(f"{HUB_PREFIX}[^/]+/[^/]+", vlm.weights):
+        words = (*WEIGHTS_OF_ALL_TOWERS, *WEIGHT_TAGS.get(vlm.architecture, ()))
+        if vlm.weights not in words:
+            yield (
+                f"vlm.weights: expected {', '.join(words)}, {HUB_PREFIX}<owner>/<name> or the path of a weights file "
+                f"({', '.join(WEIGHT_FILES)}) with architecture {vlm.architecture}, got {_shown(vlm.weights)}; "
+                f"{_nearest(vlm.weights, words)}pretrain goes with architecture miniature"
+            )
     if vlm.weights == "pretrain" and vlm.pretrain is None:
         yield "vlm.pretrain: missing; weights pretrain needs the section (see recipes/emoji.yaml)"
     elif vlm.weights == "pretrain" and vlm.pretrain and vlm.pretrain.batch_size % 4:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from fvlm.checkpoint import checkpoint_key, load_checkpoint, save_checkpoint
 from fvlm.params import load_params
 from fvlm.tensors import load_tensors, save_tensors
-from fvlm.training.checkpoint import checkpoint_key, load_checkpoint, save_checkpoint
 
 PARAMS = load_params(Path(__file__).resolve().parents[1] / "recipes" / "emoji.yaml")
 INPUTS = {"train_split": "aa", "images": "bb", "vlm": "cc", "text_embeddings": "dd"}

@@ -1,5 +1,6 @@
 """Pretraining of the miniature: its loss by hand, its pictures, its mosaics, and equal bytes from equal seeds."""
 
+import dataclasses
 import math
 
 import open_clip
@@ -8,8 +9,10 @@ import torch
 from torch import nn
 
 from fvlm.data.order import generator_of
+from fvlm.errors import InputError
 from fvlm.params import Pretrain, load_params
-from fvlm.tensors import sha256_of_tensors
+from fvlm.tensors import load_tensors, sha256_of_tensors
+from fvlm.vlm import pretrain as pretraining
 from fvlm.vlm.clip import build_clip
 from fvlm.vlm.pretrain import (
     CaptionedPictures,
@@ -96,18 +99,110 @@ def test_a_moved_mosaic_is_read_where_it_was_moved_to():
     assert upper.item() == pytest.approx(((cells[0] + cells[1]) / 2 + (cells[1] + cells[2]) / 2) / 2)
 
 
-def test_equal_seeds_give_equal_bytes_and_the_same_held_out_accuracy(pictures):
-    params = Pretrain(
-        steps=4, batch_size=16, learning_rate=2e-3, weight_decay=0.05, warmup_steps=1, threads=1, held_out_pictures=128
-    )
+QUICK = Pretrain(
+    steps=4, batch_size=16, learning_rate=2e-3, weight_decay=0.05, warmup_steps=1, threads=1, held_out_pictures=128
+)
+TEMPLATES = ["a photo of a {}.", "a {}."]
+
+
+def accuracy_of(clip, pictures, count=128):
+    with torch.no_grad():
+        text = clip.encode_text(open_clip.tokenize([f"a {n}." for n in pictures.names], clip.context_length))
+    return held_out_accuracy(clip, pictures, text, count, seed=3)
+
+
+def test_equal_seeds_give_equal_bytes_and_the_same_held_out_accuracy(pictures, tmp_path):
     hashes, accuracies = [sha256_of_tensors(make_clip().state_dict())], []
-    for _ in range(2):
+    for run in ("first", "second"):
         clip = make_clip()
-        pretrain(clip, pictures, ["a photo of a {}.", "a {}."], params, seed=3)
+        pretrain(clip, pictures, TEMPLATES, QUICK, 3, tmp_path / f"{run}.safetensors")
         hashes.append(sha256_of_tensors(clip.state_dict()))
-        with torch.no_grad():
-            text = clip.encode_text(open_clip.tokenize([f"a {n}." for n in pictures.names], clip.context_length))
-        accuracies.append(held_out_accuracy(clip, pictures, text, 128, seed=3))
+        accuracies.append(accuracy_of(clip, pictures))
     assert hashes[0] != hashes[1] == hashes[2]
     assert accuracies[0] == accuracies[1]
     assert not clip.training
+
+
+class Killed(BaseException):
+    """What a signal does to a run, at a point of our choice."""
+
+
+def killed_after(steps, pictures, monkeypatch):
+    """`pictures` that are drawn `steps` times and no more."""
+    draws = iter(range(steps))
+    draw = CaptionedPictures.draw
+
+    def limited(self, count, generator):
+        if next(draws, None) is None:
+            raise Killed
+        return draw(self, count, generator)
+
+    monkeypatch.setattr(CaptionedPictures, "draw", limited)
+    return pictures
+
+
+@pytest.mark.parametrize("steps_done", [1, 4, 5])  # before the first checkpoint, right after the second, and between
+def test_a_killed_pretraining_goes_on_to_the_same_bytes(pictures, tmp_path, monkeypatch, capsys, steps_done):
+    monkeypatch.setattr(pretraining, "CHECKPOINT_EVERY", 2)
+    params = dataclasses.replace(QUICK, steps=7)
+    undisturbed = make_clip()
+    pretrain(undisturbed, pictures, TEMPLATES, params, 3, tmp_path / "undisturbed.safetensors")
+
+    checkpoint = tmp_path / "vlm.safetensors"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        pretrain(make_clip(), killed_after(steps_done, pictures, patch), TEMPLATES, params, 3, checkpoint)
+    assert checkpoint.exists() == (steps_done >= 2)
+    capsys.readouterr()
+    clip = make_clip()
+    pretrain(clip, pictures, TEMPLATES, params, 3, checkpoint)
+    assert ("going on after step 4 of 7" in capsys.readouterr().out) == (steps_done >= 4)
+    for name, tensor in undisturbed.state_dict().items():
+        assert torch.equal(tensor, clip.state_dict()[name]), name
+
+
+def test_a_finished_pretraining_is_not_repeated_where_the_accuracy_check_was_killed(pictures, tmp_path, monkeypatch):
+    finished, again = make_clip(), make_clip()
+    pretrain(finished, pictures, TEMPLATES, QUICK, 3, tmp_path / "vlm.safetensors")
+    pretrain(again, killed_after(0, pictures, monkeypatch), TEMPLATES, QUICK, 3, tmp_path / "vlm.safetensors")
+    assert sha256_of_tensors(again.state_dict()) == sha256_of_tensors(finished.state_dict())
+
+
+def test_pretraining_that_diverges_is_told_in_one_line_and_keeps_the_finite_checkpoint(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretraining, "CHECKPOINT_EVERY", 1)
+    losses = iter([torch.nn.functional.cross_entropy, None])
+
+    def loss(images, text, concepts, scale):
+        value = contrastive_loss(images, text, concepts, scale)
+        return value if next(losses) else value * math.nan
+
+    monkeypatch.setattr(pretraining, "contrastive_loss", loss)
+    checkpoint = tmp_path / "vlm.safetensors"
+    with pytest.raises(InputError, match=r"vlm: step 2: the loss is not finite; lower vlm\.pretrain\.learning_rate"):
+        pretrain(make_clip(), pictures, TEMPLATES, QUICK, 3, checkpoint)
+    tensors, metadata = load_tensors(checkpoint, "checkpoint", "")
+    assert metadata["step"] == 1
+    assert all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point())
+
+
+def coloured_pictures():
+    """Squares of three colours: what even a small tower tells apart after a few steps."""
+    sprites = torch.ones(3, 4, 72, 72)
+    sprites[:, :3] = torch.eye(3)[:, :, None, None]
+    return CaptionedPictures(
+        names=["red", "green", "blue", "background"],
+        sprites=sprites,
+        concept_of_sprite=torch.arange(3),
+        backgrounds=torch.full((2, 3, 64, 64), 0.5),
+        size=32,
+        mean=torch.tensor(MEAN),
+        std=torch.tensor(STD),
+    )
+
+
+def test_pretraining_learns_which_word_goes_with_which_picture(tmp_path):
+    pictures, clip = coloured_pictures(), make_clip()
+    params = dataclasses.replace(QUICK, steps=30, batch_size=32, learning_rate=1e-2, warmup_steps=5)
+    before = accuracy_of(clip, pictures, 512)
+    pretrain(clip, pictures, TEMPLATES, params, 3, tmp_path / "vlm.safetensors")
+    assert before < 0.5
+    assert accuracy_of(clip, pictures, 512) > 0.85  # 6 % are backgrounds, too few to be learned so soon

@@ -15,6 +15,7 @@ from torch import Tensor
 import fvlm
 
 from .. import layout
+from ..checkpoint import checkpoint_key, deciding_params
 from ..compute import set_up
 from ..data.coco import CocoDict, load_instances
 from ..data.dataset import TrainingPictures, check_pictures_exist
@@ -23,7 +24,6 @@ from ..errors import InputError
 from ..io import read_json, sha256_of_file, write_csv, write_json
 from ..params import Params
 from ..tensors import load_tensors, save_tensors, sha256_of_tensors
-from ..training.checkpoint import checkpoint_key, deciding_params
 from ..training.loop import COLUMNS, train
 from ..vlm.clip import VlmCard, load_card, load_clip
 

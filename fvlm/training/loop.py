@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..checkpoint import load_checkpoint, save_checkpoint
 from ..data.dataset import Sample, training_batches
 from ..data.order import seed_of
 from ..detector.detector import FVLM
@@ -19,7 +20,6 @@ from ..errors import InputError
 from ..params import Train
 from ..schedule import learning_rate
 from ..vlm.clip import ImageTower
-from .checkpoint import load_checkpoint, save_checkpoint
 
 COLUMNS = (
     "step",

@@ -1,12 +1,11 @@
 """The vision-language model: open_clip's `CLIP` with a ModifiedResNet tower, its two files, and C2..C5 of the tower.
 
-Two files hold it, whether it was pretrained here or comes from OpenAI: the weights (safetensors) and the card (JSON),
-which says what the weights are and how to build a model around them.
+Two files hold it, whether it was pretrained here or comes from elsewhere: the weights (safetensors) and the card
+(JSON), which says what the weights are and how to build a model around them.
 """
 
 import copy
 import dataclasses
-import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,6 @@ from .freeze import freeze
 
 REAL_TOWERS = ("RN50-quickgelu", "RN50x4-quickgelu", "RN50x16-quickgelu", "RN50x64-quickgelu")
 C5_STRIDE = 32  # pixels of the network input in a cell of C5, under every tower
-OPENAI_LOGIT_SCALE = 100.0  # where OpenAI clipped it in training; F-VLM's temperature of 0.01 is its inverse
 MODEL_CONFIG_KEYS = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
 REMEDY = "run `python -m fvlm vlm` to make models/vlm.safetensors and models/vlm.json again"
 
@@ -37,7 +35,7 @@ class VlmCard:
     """What a VLM's weights are: all that is needed to rebuild it and to use it rightly."""
 
     architecture: str  # "miniature", or open_clip's name
-    weights: str  # pretrain, openai or random
+    weights: str  # as params have it: pretrain, random, openai, a tag, a repository or a path
     model_config: dict[str, Any]  # keyword arguments of open_clip.CLIP
     image_mean: tuple[float, ...]  # of RGB in 0..1
     image_std: tuple[float, ...]
@@ -155,48 +153,6 @@ def real_tower_config(architecture: str) -> dict[str, Any]:
     return {key: config[key] for key in sorted(MODEL_CONFIG_KEYS)}
 
 
-def obtain_openai(architecture: str) -> CLIP:
-    """OpenAI's weights for one of `REAL_TOWERS`, through open_clip's download and cache; eval mode, float32.
-
-    The `-quickgelu` name matters: under the plain name open_clip builds a text tower with another activation around the
-    same weights, and only warns.
-
-    Raises:
-        InputError: the weights cannot be had, or are not OpenAI's.
-    """
-    real_tower_config(architecture)  # refuses an unknown name before any download
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # open_clip logs to the root what it then raises; we say it once
-    try:
-        model = open_clip.create_model(architecture, pretrained="openai", precision="fp32", device="cpu")
-    except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"vlm: OpenAI's {architecture} weights cannot be obtained ({reason}); connect to the network, or fill "
-            "open_clip's cache on another machine and copy it here, or set vlm.weights to random to try the code"
-        ) from None
-    finally:
-        logging.disable(level)
-    check_openai(model, architecture)
-    return model.eval()
-
-
-def check_openai(model: CLIP, architecture: str) -> None:
-    """Refuse weights that cannot be OpenAI's: not finite, or with the logit scale of another training, or of none."""
-    broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise InputError(
-            f"vlm: {architecture}: expected finite tensors, got NaN or infinity in {broken[0]} and "
-            f"{len(broken) - 1} more; empty open_clip's cache and run the vlm stage again"
-        )
-    scale = model.logit_scale.exp().item()
-    if not math.isclose(scale, OPENAI_LOGIT_SCALE, rel_tol=1e-2):
-        raise InputError(
-            f"vlm: {architecture}: expected OpenAI's logit scale of {OPENAI_LOGIT_SCALE:g}, got {scale:.4g}; "
-            "these are other weights: empty open_clip's cache and run the vlm stage again"
-        )
-
-
 def save_vlm(
     model: CLIP, card: VlmCard, weights_path: str | os.PathLike[str], card_path: str | os.PathLike[str]
 ) -> None:
@@ -227,7 +183,7 @@ def load_clip(weights_path: str | os.PathLike[str], card: VlmCard) -> CLIP:
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
         raise InputError(
-            f"{weights_path}: not the weights of {card.architecture}: {_differences(expected, found)}; {REMEDY}"
+            f"{weights_path}: not the weights of {card.architecture}: {differences(expected, found)}; {REMEDY}"
         )
     if sha256_of_tensors(tensors) != card.weights_sha256:
         raise InputError(f"{weights_path}: not the weights that the card describes: their hashes differ; {REMEDY}")
@@ -235,7 +191,8 @@ def load_clip(weights_path: str | os.PathLike[str], card: VlmCard) -> CLIP:
     return model.float()
 
 
-def _differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], shown: int = 2) -> str:
+def differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], shown: int = 2) -> str:
+    """In which names or shapes two state dicts differ, the first `shown` of them in words."""
     names = [
         name for name in [*expected, *(n for n in found if n not in expected)] if expected.get(name) != found.get(name)
     ]

@@ -8,6 +8,7 @@ does not name; some pictures show a background only and are captioned with the w
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checkpoint import load_checkpoint, save_checkpoint
 from ..data.backgrounds import background
 from ..data.order import generator_of
 from ..data.sprites import SPRITE_SIDE, load_sprites
+from ..errors import InputError
 from ..params import Miniature, Pretrain
 from ..schedule import learning_rate
 from .clip import C5_STRIDE, tokenize
@@ -33,6 +36,7 @@ DISTRACTOR_SHARE = 0.3
 BACKGROUND_SHARE = 0.06
 MAX_ROTATION = math.radians(20)
 PLAIN_LINES = 10  # of progress where there is no terminal
+CHECKPOINT_EVERY = 100  # steps, half a minute on two cores; the file has 40 MB in the default recipe
 MAX_LOGIT_SCALE = 100.0  # CLIP section 2.3
 
 
@@ -228,10 +232,21 @@ def pretrain(
     templates: Sequence[str],
     params: Pretrain,
     seed: int,
+    checkpoint: Path,
 ) -> None:
     """Train `clip` in place; a fixed number of steps, nothing is chosen by the held-out accuracy.
 
-    Every step draws its own pictures and, for each concept, one caption by a random template.
+    Every step draws its own pictures and, for each concept, one caption by a random template. The run goes on from
+    `checkpoint` where there is one, and writes it every `CHECKPOINT_EVERY` steps and after the last; the caller removes
+    it once the results are safe. A run that was killed at any point and is called again with the same arguments ends
+    with the same weights, bit for bit.
+
+    Args:
+        clip: built from the same seed at every call.
+        checkpoint: named by all that the run depends on.
+
+    Raises:
+        InputError: the loss is not finite. The checkpoint of the last finite state stays.
     """
     tokens = torch.stack([tokenize(clip, [t.format(name) for name in pictures.names]) for t in templates])  # (T, K, L)
     decayed = [p for p in clip.parameters() if p.ndim >= 2]
@@ -241,7 +256,10 @@ def pretrain(
     generator = generator_of(seed, "pretrain")
     clip.visual.to(memory_format=torch.channels_last)  # a third faster on CPUs
     clip.train()
-    bar = tqdm(range(params.steps), desc="vlm", unit="step", disable=None)
+    done, _ = load_checkpoint(checkpoint, clip, optimizer, generator)
+    if done:
+        print(f"vlm: going on after step {done} of {params.steps} ({checkpoint})", flush=True)
+    bar = tqdm(range(done, params.steps), initial=done, total=params.steps, desc="vlm", unit="step", disable=None)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(
@@ -267,6 +285,11 @@ def pretrain(
             concepts,
             clip.logit_scale.exp(),
         )
+        if not math.isfinite(loss.item()):
+            raise InputError(
+                f"vlm: step {step + 1}: the loss is not finite; "
+                "lower vlm.pretrain.learning_rate or lengthen vlm.pretrain.warmup_steps"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -275,6 +298,8 @@ def pretrain(
         bar.set_postfix(loss=f"{loss.item():.3f}", scale=f"{clip.logit_scale.exp().item():.1f}")
         if bar.disable and (step + 1) % max(params.steps // PLAIN_LINES, 1) == 0:
             print(f"vlm: step {step + 1}/{params.steps}, loss {loss.item():.3f}", flush=True)
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == params.steps:
+            save_checkpoint(checkpoint, clip, optimizer, step + 1, [], generator)
     clip.visual.to(memory_format=torch.contiguous_format)
     clip.eval()
 

@@ -8,7 +8,7 @@ from snakemake.utils import validate
 # the fvlm of this folder, which the stages import, and not another one that is installed
 sys.path.insert(0, os.getcwd())
 from fvlm.errors import InputError
-from fvlm.params import load_params, read_tree
+from fvlm.params import load_params, read_tree, weights_path
 
 if config:
     raise WorkflowError(
@@ -32,6 +32,9 @@ SETTINGS = config["settings"]
 THREADS = config["compute"]["threads"]
 PRETRAIN_THREADS = (config["vlm"].get("pretrain") or config["compute"])["threads"]
 GPUS = 1 if config["compute"]["device"] == "cuda" else 0
+# a weights file of the user's: a change of it is noticed like that of any input. DVC has no dependency that is there in
+# some params only; the vlm stage says so.
+OWN_WEIGHTS = [str(path)] if (path := weights_path(config["vlm"]["weights"])) else []
 MANIFEST = f"data/{config['data']['dataset']}/manifest.json"
 
 

@@ -1,7 +1,9 @@
 rule vlm:
     input:
+        OWN_WEIGHTS,
         code=[
             "fvlm/stages/vlm.py",
+            "fvlm/checkpoint.py",
             "fvlm/data/backgrounds.py",
             "fvlm/data/coco.py",
             "fvlm/data/coco_categories.json",
@@ -10,10 +12,14 @@ rule vlm:
             "fvlm/data/sprites.py",
             "fvlm/schedule.py",
             "fvlm/vlm/clip.py",
+            "fvlm/vlm/clip_golden.json",
             "fvlm/vlm/freeze.py",
+            "fvlm/vlm/golden.py",
             "fvlm/vlm/pretrain.py",
             "fvlm/vlm/prompts.py",
             "fvlm/vlm/text.py",
+            "fvlm/vlm/torchscript.py",
+            "fvlm/vlm/weights.py",
         ],
     output:
         "models/vlm.safetensors",
@@ -68,6 +74,7 @@ rule train:
         "data/text_embeddings.safetensors",
         code=[
             "fvlm/stages/train.py",
+            "fvlm/checkpoint.py",
             "fvlm/data/coco.py",
             "fvlm/data/coco_categories.json",
             "fvlm/data/dataset.py",
@@ -80,7 +87,6 @@ rule train:
             "fvlm/detector/rpn.py",
             "fvlm/detector/targets.py",
             "fvlm/schedule.py",
-            "fvlm/training/checkpoint.py",
             "fvlm/training/loop.py",
             "fvlm/vlm/clip.py",
             "fvlm/vlm/freeze.py",

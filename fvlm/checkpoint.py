@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..io import sha256_of_json
-from ..params import Params, Train
-from ..tensors import load_tensors, save_tensors
+from .errors import InputError
+from .io import sha256_of_json
+from .params import Params, Train
+from .tensors import load_tensors, save_tensors
 
 KEY_DIGITS = 16
 METADATA_KEYS = {"name", "step", "rows"}
@@ -46,21 +46,34 @@ def checkpoint_key(params: Params, setting: str, inputs: Mapping[str, str]) -> s
 
 
 def save_checkpoint(
-    path: Path, detector: nn.Module, optimizer: torch.optim.Optimizer, step: int, rows: list[dict[str, Any]]
+    path: Path,
+    detector: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    rows: list[dict[str, Any]],
+    generator: torch.Generator | None = None,
 ) -> None:
     """Write the state after `step`: what training changes of the model, the optimiser, and the rows of losses.csv.
 
     The file's name, which has the key, is written inside too, so that a renamed file is recognised.
+
+    Args:
+        generator: of all chance in the steps, where a run draws from one generator from its first step to its last.
     """
     tensors = {f"model/{name}": tensor for name, tensor in _changing(detector)}
     tensors |= {f"optimizer/{name}/{entry}": t for name, entry, t in _optimizer_entries(detector, optimizer)}
+    if generator is not None:
+        tensors["generator"] = generator.get_state()
     save_tensors(path, tensors, {"name": path.name, "step": step, "rows": rows})
 
 
 def load_checkpoint(
-    path: Path, detector: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path,
+    detector: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator | None = None,
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Restore what `save_checkpoint` wrote into `detector` and `optimizer`.
+    """Restore what `save_checkpoint` wrote into `detector`, `optimizer` and `generator`.
 
     Returns:
         The step that was done last and the rows up to it; (0, []) where there is no usable checkpoint. A file that
@@ -76,6 +89,7 @@ def load_checkpoint(
             metadata.keys() != METADATA_KEYS
             or metadata["name"] != path.name
             or shapes != {name: tensor.shape for name, tensor in changing.items()}
+            or ("generator" in tensors) != (generator is not None)
         ):
             raise InputError(f"{path}: this is not the checkpoint of this run; training starts afresh")
     except InputError as error:
@@ -86,13 +100,28 @@ def load_checkpoint(
         for name, tensor in changing.items():
             tensor.copy_(tensors[f"model/{name}"])
     state: dict[int, dict[str, Tensor]] = {}
+    optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, parameter_name in enumerate(_optimized_names(detector, optimizer)):
         prefix = f"optimizer/{parameter_name}/"
-        entries = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        entries = {
+            name.removeprefix(prefix): _laid_out_as(optimized[index], t)
+            for name, t in tensors.items()
+            if name.startswith(prefix)
+        }
         if entries:
             state[index] = entries
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    if generator is not None:
+        generator.set_state(tensors["generator"])
     return metadata["step"], metadata["rows"]
+
+
+def _laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:
+    """`moment` with the strides that the optimiser gave it: files have none, and another order of memory takes another
+    path through the same arithmetic, whose last bits may differ."""
+    if moment.shape != parameter.shape:  # a count of steps
+        return moment
+    return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
 
 def _changing(detector: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -1,0 +1,245 @@
+"""CLIP weights that were trained elsewhere: OpenAI's, an open_clip tag, a repository of the Hub, or a file.
+
+A file is read as tensors only: safetensors, a checkpoint under torch's `weights_only`, or a TorchScript archive through
+`fvlm.vlm.torchscript`. Its SHA-256 goes into the card. Whatever is asked for as OpenAI's, or has the checksum of
+OpenAI's archive, must pass for it (`fvlm.vlm.golden`).
+"""
+
+import http.client
+import os
+import pickle
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from open_clip import CLIP
+from open_clip.pretrained import download_pretrained_from_url
+from torch import Tensor
+
+from ..errors import InputError
+from ..io import read_json, sha256_of_file
+from ..params import HUB_PREFIX, weights_path
+from ..tensors import load_tensors
+from .clip import REAL_TOWERS, build_clip, differences, real_tower_config
+from .golden import check_openai, check_whole
+from .torchscript import is_torchscript, read_torchscript
+
+DOWNLOAD_TIMEOUT_S = 60.0  # without a byte; open_clip's own download would wait for ever
+HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+HUB_CONFIG = "open_clip_config.json"
+ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # whole numbers that OpenAI stored as tensors
+NETWORK_ERRORS = (OSError, RuntimeError, ValueError, TypeError, http.client.HTTPException)
+OFFLINE = (
+    "connect to the network, or download {what} elsewhere and give its path in vlm.weights, "
+    "or set vlm.weights to random to try the code"
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A weights file on this machine, and where it came from."""
+
+    path: Path
+    provenance: dict[str, Any]  # for the card; names and hashes, no path of this machine but one that params give
+    image_mean: tuple[float, ...] = open_clip.OPENAI_DATASET_MEAN
+    image_std: tuple[float, ...] = open_clip.OPENAI_DATASET_STD
+
+
+@dataclass(frozen=True)
+class Obtained:
+    """A model with weights that were trained elsewhere, and what its card has to say of them."""
+
+    model: CLIP  # eval mode, float32, on the CPU
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    provenance: dict[str, Any]
+
+
+def obtain(architecture: str, weights: str) -> Obtained:
+    """The model of `architecture` with `weights`, checked.
+
+    Args:
+        architecture: one of `REAL_TOWERS`.
+        weights: `openai`, a tag of open_clip, `hf-hub:<owner>/<name>`, or the path of a file.
+
+    Raises:
+        InputError: the weights cannot be had or read, have other shapes, or pass for OpenAI's and are not.
+    """
+    published = published_sha256(architecture)
+    origin = locate(architecture, weights)
+    sha256 = sha256_of_file(origin.path)
+    model = load_model(origin.path, architecture)
+    cosines = check_whole(model, origin.path.name)
+    provenance: dict[str, Any] = {
+        **origin.provenance,
+        "sha256": sha256,
+        "is_openais_archive": sha256 == published,
+        "text_cosines": cosines,
+    }
+    if weights == "openai" or sha256 == published:
+        comparison = check_openai(model, architecture, origin.path.name)
+        provenance["golden_values"] = (
+            "none known for this tower"
+            if comparison is None
+            else {"reproduced": True, "largest_deviation": round(comparison.deviation, 4)}
+        )
+    return Obtained(model, origin.image_mean, origin.image_std, provenance)
+
+
+def published_sha256(architecture: str) -> str:
+    """Of OpenAI's archive, as its address has it."""
+    return str(_openai_url(architecture).split("/")[-2])
+
+
+def _openai_url(architecture: str) -> str:
+    return str(open_clip.get_pretrained_cfg(architecture, "openai")["url"])
+
+
+def locate(architecture: str, weights: str) -> Origin:
+    """The file that `weights` means, downloaded if need be into the caches of open_clip and the Hub."""
+    path = weights_path(weights)
+    if path is not None:
+        if not path.is_file():
+            raise InputError(f"params.yaml: vlm.weights: expected a file, found none at {weights}; correct the path")
+        return Origin(path, {"source": "file", "path": weights})
+    if weights.startswith(HUB_PREFIX):
+        return _from_repository(weights.removeprefix(HUB_PREFIX))
+    config = open_clip.get_pretrained_cfg(architecture, weights)
+    if not config:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
+        raise InputError(f"params.yaml: vlm.weights: {architecture} has the tags {known} in open_clip, got {weights!r}")
+    # the archive first: its address has its checksum, which open_clip compares; the Hub's copy has none to compare with
+    url, repository = config["url"], config["hf_hub"].strip("/")
+    failures = []
+    for source, fetch in (("url", lambda: _from_url(url)), ("hub", lambda: _from_hub(repository))):
+        try:
+            file, found = fetch()
+        except NETWORK_ERRORS as error:
+            failures.append(f"{source}: {_in_one_line(error)}")
+        else:
+            return Origin(file, {"source": weights, **found}, tuple(config["mean"]), tuple(config["std"]))
+    raise InputError(
+        f"vlm: the weights {weights} of {architecture} cannot be obtained ({'; '.join(failures)}); "
+        + OFFLINE.format(what=url)
+    )
+
+
+def _from_url(url: str) -> tuple[Path, dict[str, Any]]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
+    try:
+        return Path(download_pretrained_from_url(url)), {"url": url}
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _from_hub(repository: str) -> tuple[Path, dict[str, Any]]:
+    """The weights of a repository, safetensors where it has them."""
+    for name in HUB_FILES:
+        try:
+            file = Path(hf_hub_download(repository, name))
+        except EntryNotFoundError:
+            continue
+        # the Hub's cache has a folder for each commit
+        return file, {"repository": repository, "file": name, "revision": file.parent.name}
+    raise FileNotFoundError(f"{repository} has none of {', '.join(HUB_FILES)}")
+
+
+def _from_repository(repository: str) -> Origin:
+    try:
+        config = read_json(hf_hub_download(repository, HUB_CONFIG), "the repository's model config", "choose another")
+        file, found = _from_hub(repository)
+    except NETWORK_ERRORS as error:
+        raise InputError(
+            f"vlm: {HUB_PREFIX}{repository} cannot be obtained ({_in_one_line(error)}); check the name, and "
+            + OFFLINE.format(what="its weights")
+        ) from None
+    if not config.get("model_cfg", {}).get("quick_gelu", False):
+        raise InputError(
+            f"vlm: {HUB_PREFIX}{repository}: expected a text tower with QuickGELU, got one that was trained with GELU, "
+            "which no architecture of vlm.architecture has; choose another repository"
+        )
+    preprocessing = config.get("preprocess_cfg", {})
+    mean = tuple(preprocessing.get("mean", open_clip.OPENAI_DATASET_MEAN))
+    std = tuple(preprocessing.get("std", open_clip.OPENAI_DATASET_STD))
+    return Origin(file, {"source": "hub", **found}, mean, std)
+
+
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def load_model(path: Path, architecture: str) -> CLIP:
+    """The model of `architecture` with the tensors of `path`, in eval mode, float32. Float16 is widened, exactly.
+
+    Torch's generator is left as it was.
+
+    Raises:
+        InputError: the file cannot be read, or its tensors are not those of `architecture`.
+    """
+    state = _as_open_clip(read_state(path))
+    with torch.random.fork_rng(devices=[]):  # the random start is overwritten at once
+        model = build_clip(real_tower_config(architecture))
+    own = model.state_dict()
+    # checkpoints from before torch 0.4.1 kept no count of batches, and a tower in eval mode does not use it
+    state |= {name: own[name] for name in own if name.endswith("num_batches_tracked") and name not in state}
+    expected, found = _shapes(own), _shapes(state)
+    if expected != found:
+        fitting = next((other for other in REAL_TOWERS if other != architecture and _fits(found, other)), None)
+        raise InputError(
+            f"{path}: not the weights of {architecture}: {differences(expected, found)}; "
+            + (f"they are those of {fitting}: set" if fitting else "correct the path, or set")
+            + " vlm.architecture to what they are of"
+        )
+    model.load_state_dict(state)
+    return model
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _fits(found: Mapping[str, tuple[int, ...]], architecture: str) -> bool:
+    with torch.device("meta"):  # shapes only
+        return _shapes(build_clip(real_tower_config(architecture)).state_dict()) == found
+
+
+def _as_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names and shapes as open_clip has them: no prefix of a parallel wrapper, no numbers of OpenAI's archive."""
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    state = {name: tensor for name, tensor in state.items() if name not in ARCHIVE_EXTRAS}
+    if "logit_scale" in state and state["logit_scale"].numel() == 1:
+        state["logit_scale"] = state["logit_scale"].reshape(())
+    return state
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The named tensors of a weights file, on the CPU, as stored.
+
+    Raises:
+        InputError: it is none of safetensors, TorchScript archive and torch checkpoint of tensors, or it is damaged.
+    """
+    if Path(path).suffix == ".safetensors":
+        return load_tensors(path, "the weights", "get the file again")[0]
+    if is_torchscript(path):
+        return read_torchscript(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path}: cannot be read as a checkpoint of tensors ({_in_one_line(error)[:300]}); get the file again, "
+            "or save its state dict as safetensors (other objects are not loaded, since they could run code)"
+        ) from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise InputError(
+            f"{path}: expected named tensors, or a dict with them as state_dict; save the model's state dict"
+        )
+    return dict(state)
