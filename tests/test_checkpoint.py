@@ -89,6 +89,39 @@ def test_without_a_checkpoint_training_starts_at_the_beginning(tmp_path, capsys)
     assert capsys.readouterr().out == ""
 
 
+def test_moments_come_back_in_the_memory_layout_of_their_parameter(tmp_path):
+    """Another order of memory takes another path through the same arithmetic, whose last bits may differ."""
+
+    def make_last():
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    model, optimizer = make_last()
+    model(torch.randn(1, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    save_checkpoint(tmp_path / "c.safetensors", model, optimizer, 1, [])
+    restored, restored_optimizer = make_last()
+    load_checkpoint(tmp_path / "c.safetensors", restored, restored_optimizer)
+    right, found = optimizer.state[model.weight], restored_optimizer.state[restored.weight]
+    assert found["exp_avg"].stride() == right["exp_avg"].stride() == model.weight.stride()
+    assert torch.equal(found["exp_avg"], right["exp_avg"])
+    assert found["step"] == right["step"]
+
+
+def test_a_generator_goes_on_where_it_was_and_a_checkpoint_without_one_is_not_used(tmp_path, capsys):
+    model, optimizer = make()
+    generator = torch.Generator().manual_seed(3)
+    torch.rand(5, generator=generator)
+    save_checkpoint(tmp_path / "c.safetensors", model, optimizer, 1, [], generator)
+    expected = torch.rand(5, generator=generator)
+    other = torch.Generator()
+    assert load_checkpoint(tmp_path / "c.safetensors", model, optimizer, other) == (1, [])
+    assert torch.equal(torch.rand(5, generator=other), expected)
+    assert load_checkpoint(tmp_path / "c.safetensors", model, optimizer) == (0, [])
+    assert "not the checkpoint of this run" in capsys.readouterr().out
+
+
 def write_truncated(path, model, optimizer):
     save_checkpoint(path, model, optimizer, 2, [])
     path.write_bytes(path.read_bytes()[:-7])

@@ -42,7 +42,7 @@ def test_the_tensors_of_an_archive_are_those_that_torch_finds_in_it(archive):
     expected = torch.jit.load(str(archive)).state_dict()
     found = read_torchscript(archive)
     assert {"input_resolution", "logit_scale", "visual.attnpool.c_proj.weight"} <= expected.keys() <= found.keys()
-    assert found.keys() - expected.keys() <= {"attn_mask"}  # a buffer that is not in state dicts
+    assert found.keys() - expected.keys() <= {"attn_mask"}  # not in state dicts
     assert found["visual.conv1.weight"].dtype == torch.float16
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype, name

@@ -36,7 +36,11 @@ def run(params: Params) -> None:
     compute = dataclasses.replace(params.compute, threads=threads)
     set_up(compute)
     torch.manual_seed(vlm.seed)
-    config = miniature_config(vlm.miniature) if vlm.miniature else real_tower_config(vlm.architecture)
+    if vlm.architecture == "miniature":
+        assert vlm.miniature is not None  # params' cross-check
+        config = miniature_config(vlm.miniature)
+    else:
+        config = real_tower_config(vlm.architecture)
     # versions, not times: the card goes into every model file, and equal params must give equal bytes
     provenance = {"seed": vlm.seed, "open_clip": open_clip.__version__, "torch": torch.__version__}
     described: dict[str, Any] = {"pretraining": None, "provenance": provenance}

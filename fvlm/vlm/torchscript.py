@@ -76,7 +76,7 @@ def is_torchscript(path: str | os.PathLike[str]) -> bool:
 def read_torchscript(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of the archived module by their dotted names, as they are stored, on the CPU.
 
-    The names are those of the module's `state_dict()`, and buffers that it leaves out (non-persistent ones) besides.
+    The names are those of the module's `state_dict()`, and of tensors that it has besides: an attention mask.
 
     Raises:
         InputError: the archive is damaged, or has instructions that `torch.jit.save` does not write.

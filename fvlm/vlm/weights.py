@@ -187,6 +187,8 @@ def load_model(path: Path, architecture: str) -> CLIP:
     with torch.random.fork_rng(devices=[]):  # the random start is overwritten at once
         model = build_clip(real_tower_config(architecture))
     own = model.state_dict()
+    if is_torchscript(path):  # tensors that a module merely has, as OpenAI's attention masks, stand among its state
+        state = {name: tensor for name, tensor in state.items() if name in own}
     # checkpoints from before torch 0.4.1 kept no count of batches, and a tower in eval mode does not use it
     state |= {name: own[name] for name in own if name.endswith("num_batches_tracked") and name not in state}
     expected, found = _shapes(own), _shapes(state)
