@@ -6,7 +6,7 @@ import os
 import open_clip
 import pytest
 import torch
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from small_clip import TINY, tiny_clip
 from test_golden import as_openai, golden_of
@@ -170,7 +170,7 @@ def test_openai_s_archive_is_asked_for_first_and_the_hub_when_that_fails(monkeyp
     def changed(url):
         raise RuntimeError("the SHA256 checksum does not not match")
 
-    def hub(repository, name):
+    def hub(repository, name, **options):
         if not name.endswith(".bin"):
             raise EntryNotFoundError(name)
         return str(tmp_path / "snapshots" / "c0ffee" / name)
@@ -186,10 +186,23 @@ def test_openai_s_archive_is_asked_for_first_and_the_hub_when_that_fails(monkeyp
     }
 
 
+def test_without_a_network_the_hub_is_waited_for_once_and_its_cache_is_looked_through(monkeypatch):
+    asked = []
+
+    def unreachable(repository, name, local_files_only):
+        asked.append(local_files_only)
+        raise LocalEntryNotFoundError("cannot reach the Hub")
+
+    monkeypatch.setattr(weights, "hf_hub_download", unreachable)
+    with pytest.raises(InputError, match="cannot reach the Hub"):
+        locate(RN50, "openai")
+    assert asked == [False, True, True]
+
+
 def serve(monkeypatch, folder, config):
     write_json(folder / "open_clip_config.json", config)
     save_file(tiny_clip().state_dict(), folder / "open_clip_model.safetensors")
-    monkeypatch.setattr(weights, "hf_hub_download", lambda repository, name: str(folder / name))
+    monkeypatch.setattr(weights, "hf_hub_download", lambda repository, name, **options: str(folder / name))
 
 
 def test_a_repository_brings_its_own_mean_and_std_and_must_have_quick_gelu(monkeypatch, tmp_path):

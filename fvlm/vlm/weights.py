@@ -17,7 +17,7 @@ from typing import Any
 import open_clip
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from open_clip import CLIP
 from open_clip.pretrained import download_pretrained_from_url
 from torch import Tensor
@@ -140,14 +140,20 @@ def _from_url(url: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _from_hub(repository: str) -> tuple[Path, dict[str, Any]]:
-    """The weights of a repository, safetensors where it has them."""
+    """The weights of a repository, safetensors where it has them. Without a network they may still be in the cache."""
+    offline = None
     for name in HUB_FILES:
-        try:
-            file = Path(hf_hub_download(repository, name))
+        try:  # one wait for the network is enough: the Hub's library tries for half a minute
+            file = Path(hf_hub_download(repository, name, local_files_only=offline is not None))
+        except LocalEntryNotFoundError as error:
+            offline = offline or error
+            continue
         except EntryNotFoundError:
             continue
         # the Hub's cache has a folder for each commit
         return file, {"repository": repository, "file": name, "revision": file.parent.name}
+    if offline is not None:
+        raise offline
     raise FileNotFoundError(f"{repository} has none of {', '.join(HUB_FILES)}")
 
 
