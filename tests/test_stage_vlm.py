@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,26 +84,24 @@ def changed(params, **values):
     return dataclasses.replace(params, vlm=dataclasses.replace(params.vlm, **values))
 
 
-def test_whatever_decides_the_pretrained_weights_decides_the_checkpoints_name(params, monkeypatch):
-    class Pictures:
-        names = ("a", "b")
-        sprites = torch.zeros(2, 4, 2, 2)
+def test_whatever_decides_the_pretrained_weights_decides_the_checkpoints_name(params):
+    pictures: Any = types.SimpleNamespace(names=["a", "b"], sprites=torch.zeros(2, 4, 2, 2))
 
     config = {"embed_dim": 16}
     compute = {"device": "cpu", "threads": 2}
-    key = stage._key(params, compute, config, Pictures())
+    key = stage._key(params, compute, config, pictures)
     assert len(key) == 16
 
     def pretraining(**values):
         return changed(params, pretrain=dataclasses.replace(params.vlm.pretrain, **values))
 
-    assert stage._key(pretraining(held_out_pictures=99), compute, config, Pictures()) == key
+    assert stage._key(pretraining(held_out_pictures=99), compute, config, pictures) == key
     for other in (pretraining(learning_rate=0.5), pretraining(steps=7), changed(params, seed=9)):
-        assert stage._key(other, compute, config, Pictures()) != key
-    assert stage._key(params, compute | {"threads": 1}, config, Pictures()) != key
-    assert stage._key(params, compute, {"embed_dim": 32}, Pictures()) != key
-    monkeypatch.setattr(Pictures, "sprites", torch.ones(2, 4, 2, 2))
-    assert stage._key(params, compute, config, Pictures()) != key
+        assert stage._key(other, compute, config, pictures) != key
+    assert stage._key(params, compute | {"threads": 1}, config, pictures) != key
+    assert stage._key(params, compute, {"embed_dim": 32}, pictures) != key
+    pictures.sprites += 1
+    assert stage._key(params, compute, config, pictures) != key
 
 
 @pytest.fixture
