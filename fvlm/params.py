@@ -210,6 +210,9 @@ class Detect:
     """The one inference that serves every protocol."""
 
     batch_size: int = spec("images in a step", min=1)
+    workers: int = spec(
+        "processes that load pictures; 0 loads in the detecting process; results do not depend on it", min=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

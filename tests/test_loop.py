@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fvlm.data.dataset import Sample
+from fvlm.data.dataset import Sample, TrainingPictures
+from fvlm.data.transforms import fit
 from fvlm.detector.detector import build_detector
 from fvlm.params import load_params
 from fvlm.training.loop import COLUMNS, TrainingDiverged, build_optimizer, train
@@ -27,11 +28,11 @@ CPU = torch.device("cpu")
 TEXT = torch.eye(3, 4)
 
 
-class Noise(torch.utils.data.Dataset):
+class Noise(TrainingPictures):
     """Five pictures of noise with a box each; an item depends on (epoch, index) only."""
 
     def __init__(self, size=8):
-        self.size = size
+        self.canvas_size, self.mean, self.std = size, (0.5,) * 3, (0.3,) * 3
 
     def __len__(self):
         return 5
@@ -39,9 +40,9 @@ class Noise(torch.utils.data.Dataset):
     def __getitem__(self, key):
         epoch, index = key
         generator = torch.Generator().manual_seed(100 * epoch + index)
-        image = torch.randn(3, self.size, self.size, generator=generator)
-        box = torch.tensor([[0.1, 0.2, 0.6, 0.7]]) * self.size
-        return Sample(image, box, torch.tensor([1 + index % 2]))
+        image = torch.randint(256, (3, self.canvas_size, self.canvas_size), dtype=torch.uint8, generator=generator)
+        box = torch.tensor([[0.1, 0.2, 0.6, 0.7]]) * self.canvas_size
+        return Sample(fit(image, self.canvas_size), box, torch.tensor([1 + index % 2]))
 
 
 class Interrupted(Exception):

@@ -1,9 +1,9 @@
-"""Pictures and boxes of a COCO split, as the detector takes them."""
+"""Pictures and boxes of a COCO split, one by one: decoded, checked, cropped; `fvlm.data.loading` makes batches."""
 
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..errors import InputError
 from ..params import Train
-from .order import generator_of, samples_of_step
-from .transforms import Resized, resize_to_canvas, scale_jitter, visible
+from .order import generator_of
+from .transforms import Crop, fit, scale_jitter, visible
 
 SHOWN_MISSING = 5  # missing files named in an error
 
@@ -24,7 +24,7 @@ SHOWN_MISSING = 5  # missing files named in an error
 class Sample(NamedTuple):
     """One training picture."""
 
-    image: Tensor  # (3, S, S) float32 canvas
+    crop: Crop
     boxes: Tensor  # (G, 4) float32 xyxy, canvas pixels
     labels: Tensor  # (G,) int64 class_index, 1..K
 
@@ -33,11 +33,8 @@ class ValidationSample(NamedTuple):
     """One picture to detect on."""
 
     image_id: int
-    resized: Resized
-    size_hw: tuple[int, int]  # of the stored picture, pixels
-
-
-Batch = tuple[Tensor, list[tuple[Tensor, Tensor]]]  # (N, 3, S, S) and N targets (boxes, labels)
+    crop: Crop
+    stored_hw: tuple[int, int]  # size of the stored picture, pixels
 
 
 def read_picture(path: str | os.PathLike[str]) -> Tensor:
@@ -50,7 +47,7 @@ def read_picture(path: str | os.PathLike[str]) -> Tensor:
     """
     try:
         with Image.open(path) as picture:
-            pixels = np.array(picture.convert("RGB"))
+            pixels = np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))  # convert() always copies
     except FileNotFoundError:
         raise InputError(f"{path}: picture not found; run `python -m fvlm download`, or mend data.root") from None
     except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
@@ -59,7 +56,7 @@ def read_picture(path: str | os.PathLike[str]) -> Tensor:
         raise InputError(
             f"{path}: expected a whole JPEG or PNG picture, but it cannot be decoded ({reason}); obtain it again"
         ) from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def check_pictures_exist(split: dict[str, Any], image_dir: Path) -> None:
@@ -145,64 +142,16 @@ class TrainingPictures(Dataset[Sample]):
         epoch, index = key
         stored = _read_entry(self.image_dir / str(self.file_names[index]), self.sizes_hw[index].tolist())
         of_image = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        image, boxes = scale_jitter(
+        crop, boxes = scale_jitter(
             stored,
             self.boxes[of_image],
             generator_of(self.train.seed, "picture", epoch, int(self.image_ids[index])),
             canvas_size=self.canvas_size,
             scale_range=self.train.scale_jitter,
             flip=self.train.flip,
-            mean=self.mean,
-            std=self.std,
         )
         kept = visible(boxes).nonzero()[:, 0][: self.train.max_boxes]
-        return Sample(image, boxes[kept], self.labels[of_image][kept])
-
-
-class _ErrorsAsItems(Dataset[Sample | InputError]):
-    """Hand an InputError out as the item: a worker process would wrap it in a traceback of many lines."""
-
-    def __init__(self, pictures: Dataset[Sample]) -> None:
-        self.pictures = pictures
-
-    def __getitem__(self, key: tuple[int, int]) -> Sample | InputError:
-        try:
-            return self.pictures[key]
-        except InputError as error:
-            return error
-
-
-def _collate(items: list[Sample | InputError]) -> Batch | InputError:
-    samples = []
-    for item in items:
-        if isinstance(item, InputError):
-            return item
-        samples.append(item)
-    return torch.stack([s.image for s in samples]), [(s.boxes, s.labels) for s in samples]
-
-
-def training_batches(pictures: Dataset[Sample], train: Train, *, after_step: int) -> Iterator[Batch]:
-    """The batches of steps `after_step` + 1 to `train.steps`, the same for every `train.workers`.
-
-    Raises:
-        InputError: a picture is missing, broken, or of another size than its annotations say.
-    """
-    image_count = len(pictures)  # type: ignore[arg-type]  # torch's Dataset declares no length
-    samples = (  # made as they are needed: a long run has millions
-        samples_of_step(step, image_count=image_count, batch_size=train.batch_size, seed=train.seed)
-        for step in range(after_step + 1, train.steps + 1)
-    )
-    loader = DataLoader(
-        _ErrorsAsItems(pictures),
-        batch_sampler=samples,
-        num_workers=train.workers,
-        collate_fn=_collate,
-        pin_memory=torch.cuda.is_available(),
-    )
-    for batch in loader:
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+        return Sample(crop, boxes[kept], self.labels[of_image][kept])
 
 
 class ValidationPictures(Dataset[ValidationSample]):
@@ -211,16 +160,18 @@ class ValidationPictures(Dataset[ValidationSample]):
     def __init__(
         self, split: dict[str, Any], image_dir: Path, *, canvas_size: int, mean: Sequence[float], std: Sequence[float]
     ) -> None:
-        self.images = sorted(split["images"], key=lambda entry: entry["id"])
+        images = sorted(split["images"], key=lambda entry: entry["id"])
+        self.file_names = np.array([entry["file_name"] for entry in images])
+        self.image_ids = torch.tensor([entry["id"] for entry in images])
+        self.sizes_hw = torch.tensor([(entry["height"], entry["width"]) for entry in images])
         self.image_dir = image_dir
         self.canvas_size = canvas_size
         self.mean, self.std = tuple(mean), tuple(std)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.file_names)
 
     def __getitem__(self, index: int) -> ValidationSample:
-        entry = self.images[index]
-        size_hw = (entry["height"], entry["width"])
-        image = _read_entry(self.image_dir / entry["file_name"], size_hw)
-        return ValidationSample(entry["id"], resize_to_canvas(image, self.canvas_size, self.mean, self.std), size_hw)
+        height, width = self.sizes_hw[index].tolist()
+        image = _read_entry(self.image_dir / str(self.file_names[index]), (height, width))
+        return ValidationSample(int(self.image_ids[index]), fit(image, self.canvas_size), (height, width))

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .. import layout
 from ..compute import set_up
 from ..data.coco import load_instances
-from ..data.dataset import ValidationPictures, ValidationSample, check_pictures_exist
+from ..data.dataset import ValidationPictures, check_pictures_exist
+from ..data.loading import validation_batches
+from ..data.transforms import scale_xyxy
 from ..detector.detector import FVLM, Regions, build_detector
 from ..errors import InputError
 from ..evaluation.raw import RawDetections
@@ -88,34 +89,29 @@ def load_detector(path: Path, remedy: str) -> tuple[FVLM, VlmCard, dict[str, Any
 
 def run_detector(detector: FVLM, pictures: ValidationPictures, text: Tensor, params: Detect) -> dict[str, Tensor]:
     """The tensors of `RawDetections`, boxes in pixels of the stored pictures."""
-    device = text.device
     regions: list[Regions] = []
     ids: list[int] = []
-    sizes: list[tuple[int, int]] = []
-    batches = DataLoader(pictures, batch_size=params.batch_size, collate_fn=list)
+    stored_hw: list[tuple[int, int]] = []
     with tqdm(total=len(pictures), desc="detect", unit="image", disable=None) as bar:
-        batch: list[ValidationSample]
-        for batch in batches:
-            images = torch.stack([sample.resized.canvas for sample in batch]).to(device)
-            found = detector.detect(images, [sample.resized.size_hw for sample in batch], text)
-            for sample, of_image in zip(batch, found, strict=True):
-                regions.append(_stored(of_image, sample))
-                ids.append(sample.image_id)
-                sizes.append(sample.size_hw)
-            bar.update(len(batch))
+        for batch in validation_batches(pictures, params, device=text.device):
+            found = detector.detect(batch.images, batch.sizes_hw, text)
+            scales = map(scale_xyxy, batch.stored_hw, batch.sizes_hw)
+            regions += [_stored(of_image, scale) for of_image, scale in zip(found, scales, strict=True)]
+            ids += batch.image_ids
+            stored_hw += batch.stored_hw
+            bar.update(len(batch.images))
     counts = torch.tensor([0, *(len(r.proposals) for r in regions)])
     fields = ("proposals", "proposal_scores", "boxes", "detector_similarity", "vlm_similarity")
     return {
         "image_ids": torch.tensor(ids),
-        "image_sizes_hw": torch.tensor(sizes),
+        "image_sizes_hw": torch.tensor(stored_hw),
         "offsets": counts.cumsum(0),
         **{field: torch.cat([getattr(r, field) for r in regions]) for field in fields},
     }
 
 
-def _stored(regions: Regions, sample: ValidationSample) -> Regions:
+def _stored(regions: Regions, scale: Tensor) -> Regions:
     """As the file keeps them: on the CPU, boxes in pixels of the stored picture, similarities in float16."""
-    scale = sample.resized.scale_xyxy
     return Regions(
         proposals=regions.proposals.cpu() / scale,
         proposal_scores=regions.proposal_scores.cpu(),

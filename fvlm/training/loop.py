@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..checkpoint import load_checkpoint, save_checkpoint
-from ..data.dataset import Sample, training_batches
+from ..data.dataset import TrainingPictures
+from ..data.loading import training_batches
 from ..data.order import seed_of
 from ..detector.detector import FVLM
 from ..errors import InputError
@@ -41,7 +41,7 @@ class TrainingDiverged(InputError):
 
 
 def train(
-    detector: FVLM, pictures: Dataset[Sample], text: Tensor, params: Train, *, device: torch.device, checkpoint: Path
+    detector: FVLM, pictures: TrainingPictures, text: Tensor, params: Train, *, device: torch.device, checkpoint: Path
 ) -> list[dict[str, Any]]:
     """Train `detector` in place, going on from `checkpoint` where there is one.
 
@@ -69,14 +69,14 @@ def train(
         print(f"train: going on after step {done} of {params.steps} ({checkpoint})", flush=True)
     progress = _Progress(params.steps, done)
     began = time.perf_counter()
-    for step, (images, targets) in enumerate(training_batches(pictures, params, after_step=done), start=done + 1):
+    batches = training_batches(pictures, params, after_step=done, device=device)
+    for step, (images, targets) in enumerate(batches, start=done + 1):
         rate = _learning_rate(step, params)
         for group in optimizer.param_groups:
             group["lr"] = rate
         temperature = detector.temperature.item()
         torch.manual_seed(seed_of(params.seed, "step", step))  # anchors and regions are sampled from it
-        on_device = [(boxes.to(device), labels.to(device)) for boxes, labels in targets]
-        terms = detector.losses(images.to(device, non_blocking=True), on_device, text, params)
+        terms = detector.losses(images, targets, text, params)
         loss = torch.stack(list(terms.values())).sum()
         numbers = torch.stack([loss, *terms.values()]).tolist()  # one transfer from the device
         values = dict(zip(["loss", *(f"loss_{name}" for name in terms)], numbers, strict=True))
