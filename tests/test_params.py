@@ -139,7 +139,7 @@ def test_everything_wrong_is_named_at_once_on_lines_of_their_own(tmp_path: Path,
         ({"settings": []}, "settings: expected a list, not empty, of one of zsd, ovod, zsd_strict, got []"),
         ({"train__scale_jitter": [1]}, "train.scale_jitter: expected a list of 2 of a number > 0 and <= 4, got [1]"),
         ({"train": [1]}, "train: expected a section with keys, got [1]"),
-        ({"detect": {}}, "detect.batch_size: missing; expected a whole number >= 1 (images in a step)"),
+        ({"detect": {"workers": 0}}, "detect.batch_size: missing; expected a whole number >= 1 (images in a step)"),
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip
