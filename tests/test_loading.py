@@ -191,8 +191,8 @@ def test_a_worker_that_finds_no_shared_memory_ends_a_run_in_the_same_way():
 
 
 def test_a_mistake_in_a_worker_keeps_its_traceback():
+    wrapped = "Caught RuntimeError in DataLoader worker process 0.\nTraceback ...\nRuntimeError: a mistake of ours"
     with pytest.raises(RuntimeError, match="a mistake of ours"):
-        wrapped = "Caught RuntimeError in DataLoader worker process 0.\nTraceback ...\nRuntimeError: a mistake of ours"
         list(_loaded(Faulty(wrapped), [[0]], list, CPU, 0, "train.workers"))  # as torch passes it on
 
 

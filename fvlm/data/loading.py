@@ -48,7 +48,9 @@ class PackedCrops(NamedTuple):
     layout: Tensor  # (N, 8) float64, on the CPU: h and w of the pixels, then Crop's size_hw, start_yx and step_yx
 
 
-class _PackedSamples(NamedTuple):
+class PackedSamples(NamedTuple):
+    """N training pictures, in five tensors."""
+
     crops: PackedCrops
     boxes: Tensor  # (sum of G, 4)
     labels: Tensor  # (sum of G,)
@@ -79,6 +81,20 @@ def training_batches(
         InputError: a picture is missing, broken, or of another size than its annotations say; the processes cannot
             share a batch evenly; a loader process was killed.
     """
+    for packed in packed_training_batches(
+        pictures, train, after_step=after_step, device=device, rank=rank, world_size=world_size
+    ):
+        crops = unpack_crops(packed.crops, device)
+        images = render(crops, pictures.canvas_size, pictures.mean, pictures.std)
+        boxes, labels = (tensor.to(device, non_blocking=True) for tensor in (packed.boxes, packed.labels))
+        counts = packed.counts.tolist()
+        yield images, list(zip(boxes.split(counts), labels.split(counts), strict=True))
+
+
+def packed_training_batches(
+    pictures: TrainingPictures, train: Train, *, after_step: int, device: torch.device, rank: int, world_size: int
+) -> Iterator[PackedSamples]:
+    """What `training_batches` draws from, still on the CPU: all that loader processes do."""
     if train.batch_size % world_size:
         raise InputError(
             f"params.yaml: train.batch_size: expected a multiple of the {world_size} processes that share a batch, "
@@ -91,12 +107,7 @@ def training_batches(
         ]
         for step in range(after_step + 1, train.steps + 1)
     )
-    for packed in _loaded(pictures, samples, _pack_samples, device, train.workers, "train.workers"):
-        crops = unpack_crops(packed.crops, device)
-        images = render(crops, pictures.canvas_size, pictures.mean, pictures.std)
-        boxes, labels = (tensor.to(device, non_blocking=True) for tensor in (packed.boxes, packed.labels))
-        counts = packed.counts.tolist()
-        yield images, list(zip(boxes.split(counts), labels.split(counts), strict=True))
+    return _loaded(pictures, samples, _pack_samples, device, train.workers, "train.workers")
 
 
 def validation_batches(
@@ -142,8 +153,8 @@ def unpack_crops(packed: PackedCrops, device: torch.device) -> list[Crop]:
     return crops
 
 
-def _pack_samples(samples: list[Sample]) -> _PackedSamples:
-    return _PackedSamples(
+def _pack_samples(samples: list[Sample]) -> PackedSamples:
+    return PackedSamples(
         pack_crops([sample.crop for sample in samples]),
         torch.cat([sample.boxes for sample in samples]),
         torch.cat([sample.labels for sample in samples]),
