@@ -35,7 +35,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def split(tmp_path):
     """Five pictures of several sizes with 0 to 4 boxes."""
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for image_id, (height, width) in {10: (32, 24), 20: (32, 32), 30: (24, 32), 40: (50, 70), 50: (9, 64)}.items():
         name = f"{image_id:012d}.png"
         pixels = np.random.default_rng(image_id).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -227,3 +228,14 @@ def test_validation_batches_hold_every_picture_once_by_rising_id(validation, wor
 def test_no_validation_pictures_give_no_batches(split, tmp_path):
     nothing = ValidationPictures({**split, "images": []}, tmp_path, canvas_size=32, mean=MEAN, std=STD)
     assert list(validation_batches(nothing, DETECT, device=CPU)) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_canvases_drawn_on_a_gpu_equal_those_of_the_cpu(pictures, workers):
+    train = dataclasses.replace(TRAIN, workers=workers)
+    on_gpu = list(training_batches(pictures, train, after_step=0, device=torch.device("cuda")))
+    for found, expected in zip(flat(on_gpu), flat(batches(pictures)), strict=True):
+        assert found.is_cuda
+        torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-3)

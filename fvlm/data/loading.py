@@ -118,7 +118,7 @@ def validation_batches(
     Raises:
         InputError: as `training_batches`.
     """
-    places = range(len(pictures))
+    places = list(range(len(pictures)))
     batches = (places[first : first + detect.batch_size] for first in places[:: detect.batch_size])
     for packed in _loaded(pictures, batches, _pack_validation, device, detect.workers, "detect.workers"):
         crops = unpack_crops(packed.crops, device)
@@ -196,7 +196,7 @@ class _Collate:
 
 def _loaded(
     pictures: Dataset[Any],
-    batches: Iterable[Sequence[Any]],
+    batches: Iterable[list[Any]],
     pack: Callable[[list[Any]], Packed],
     device: torch.device,
     workers: int,
