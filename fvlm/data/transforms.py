@@ -5,7 +5,7 @@ and below. Boxes are float xyxy.
 
 It takes two steps, which may run in different processes. `fit` and `scale_jitter` choose what a canvas will show and
 cut that part out of the stored picture, still uint8 and at its stored resolution: this is cheap, and what a loader
-process hands over is some twenty times smaller than a canvas. `render` resamples, normalises and pads on the device
+process hands over is a tenth of a canvas or less. `render` resamples, normalises and pads on the device
 that trains. A picture enlarged to twice the canvas is never built whole: only the pixels of the crop are computed.
 
 Source: F-VLM's released code, data/dataloader/input_utils.py (`resize_and_crop_image`) and data/maskrcnn_parser.py:
