@@ -15,7 +15,7 @@ Measured 2026-11-22 on one core of a busy 2-core Intel Xeon, ms a picture, 80 of
     decoders: Pillow 4.1, torchvision 3.4, OpenCV 3.3, simplejpeg 3.1; all give Pillow's pixels, bit for bit
 
 Pillow stays: a run of 100 images/s would save a tenth of one core by the fastest of the others, and Pillow alone reads
-every mode of JPEG and PNG and is in the project anyway. The full recipe's 100 images/s take one to two loader processes.
+every mode of JPEG and PNG and is in the project anyway. The full recipe needs 100 images/s: one loader process or two.
 Drawing on a GPU was not measured, for want of one.
 """
 
