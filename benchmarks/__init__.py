@@ -1,0 +1,1 @@
+"""Speed and memory, measured: run one with `python -m benchmarks.train_step`, `.inference` or `.pooling`."""
