@@ -1,6 +1,6 @@
 """Second stage: region features, region embeddings, class-agnostic box deltas."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 
-from ..vlm.pooling import roi_align_at_centres
+from ..vlm.pooling import bin_taps
 from .fpn import LEVELS, STRIDES
 from .rpn import MAX_LOG_SCALE
 
@@ -28,7 +28,7 @@ def level_of_boxes(boxes: Tensor, canonical_box_size: float) -> Tensor:
 
 
 def pool_pyramid(pyramid: dict[str, Tensor], boxes: list[Tensor], canonical_box_size: float) -> Tensor:
-    """Region features, each from the level of its size.
+    """Region features, each from the level of its size: `roi_align_at_centres` on five maps of N images in one look-up.
 
     Args:
         pyramid: {"P2".."P6": (N, C, H / stride, W / stride)}.
@@ -36,21 +36,38 @@ def pool_pyramid(pyramid: dict[str, Tensor], boxes: list[Tensor], canonical_box_
         canonical_box_size: side of a box that belongs to P4, pixels.
 
     Returns:
-        (R, C, 7, 7), R = sum of R_i, in the order of `boxes`.
+        (R, C, 7, 7), R = sum of R_i, in the order of `boxes`; channels last in memory.
 
-    torchvision's `MultiScaleRoIAlign` is not used: it cannot sample at the bins' centres (see `roi_align_at_centres`).
+    All cells of all maps are the rows of one table; a bin is a weighted sum of four of them, which is what
+    `embedding_bag` computes. torchvision's RoIAlign runs on one thread, seven times as long with its backward pass, and
+    sorts every channel's every read where algorithms are deterministic on CUDA. Its `MultiScaleRoIAlign` cannot sample
+    at the bins' centres.
     """
-    features = pyramid[LEVELS[0]]
-    levels = [level_of_boxes(b, canonical_box_size) for b in boxes]
-    flat = torch.cat(levels)
-    pooled = features.new_zeros(len(flat), features.shape[1], ROI_SIZE, ROI_SIZE)
-    for number, (name, stride) in enumerate(zip(LEVELS, STRIDES, strict=True), start=2):
-        rows = (flat == number).nonzero()[:, 0]
-        if len(rows):
-            of_level = [b[level == number] for b, level in zip(boxes, levels, strict=True)]
-            crops = roi_align_at_centres(pyramid[name], of_level, ROI_SIZE, stride)
-            pooled = pooled.index_copy(0, rows, crops.to(pooled.dtype))
-    return pooled
+    maps = [pyramid[level] for level in LEVELS]
+    table = torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in maps])  # (cells, C): by level, image, row, column
+    flat = torch.cat(boxes).float()
+    device = flat.device
+
+    def of_level(values: Sequence[float]) -> Tensor:
+        """(R,) the number that belongs to each box's level."""
+        return torch.tensor(values, dtype=torch.float32, device=device)[level]
+
+    level = level_of_boxes(flat, canonical_box_size) - 2
+    stride, height, width = of_level(STRIDES), *(of_level([x.shape[axis] for x in maps]) for axis in (2, 3))
+    x1, y1, x2, y2 = flat.unbind(1)
+    rows, row_weights = bin_taps(y1, y2, ROI_SIZE, height, stride)  # (R, 7, 2)
+    columns, column_weights = bin_taps(x1, x2, ROI_SIZE, width, stride)
+
+    first_of_level = torch.tensor([0, *(len(x) * x[0, 0].numel() for x in maps[:-1])], device=device).cumsum(0)
+    image = torch.cat([torch.full((len(b),), i, device=device) for i, b in enumerate(boxes)])
+    first = first_of_level[level] + image * (height * width).long()  # (R,) the table's row of each box's first cell
+    of_rows = first[:, None, None] + rows * width.long()[:, None, None]
+    cells = of_rows[:, :, None, :, None] + columns[:, None, :, None, :]  # (R, 7, 7, 2, 2)
+    weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
+    pooled = F.embedding_bag(
+        cells.reshape(-1, 4), table, mode="sum", per_sample_weights=weights.reshape(-1, 4).to(table.dtype)
+    )
+    return pooled.view(len(flat), ROI_SIZE, ROI_SIZE, table.shape[1]).permute(0, 3, 1, 2)
 
 
 class BoxHead(nn.Module):
@@ -90,6 +107,6 @@ class BoxHead(nn.Module):
         """(R, C, 7, 7) -> region embeddings (R, D), not normalised, and box deltas (R, 4), both float32."""
         x = pooled
         for conv, norm in zip(self.convs, self.conv_norms, strict=True):
-            x = F.relu(norm(conv(x)))
-        x = F.relu(self.fc_norm(self.fc(x.flatten(1)))).float()
+            x = F.relu(norm(conv(x)), inplace=True)  # the norm's backward pass reads its input alone
+        x = F.relu(self.fc_norm(self.fc(x.flatten(1))), inplace=True).float()
         return self.embedding(x), self.box(x)

@@ -66,7 +66,9 @@ class RpnHead(nn.Module):
         for level, name in enumerate(LEVELS):
             x = pyramid[name]
             for conv, norms in zip(self.convs, self.norms, strict=True):
-                x = F.relu(cast(nn.ModuleList, norms)[level](conv(x)))
+                x = F.relu(
+                    cast(nn.ModuleList, norms)[level](conv(x)), inplace=True
+                )  # the norm does not need its output
             count = x.shape[0]
             logits.append(self.score(x).permute(0, 2, 3, 1).reshape(count, -1))
             deltas.append(self.box(x).permute(0, 2, 3, 1).reshape(count, -1, 4))

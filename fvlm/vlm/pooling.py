@@ -135,13 +135,42 @@ def _pool_image(attnpool: AttentionPool2d, image: Tensor, boxes: Tensor, grid: i
 def _bin_weights(low: Tensor, high: Tensor, bins: int, cells: int, stride: int) -> Tensor:
     """RoIAlign along one axis: (R,), (R,) box sides in pixels -> (R, bins, cells), each bin's weights of the cells.
 
-    A bin's weights sum to 1, or are 0 where its centre is beyond the map. The arithmetic and the rule for such points
-    are torchvision's, step by step, so that `roi_align_at_centres` takes the same side of the rule's edges.
+    A bin's weights sum to 1, or are 0 where its centre is beyond the map.
+    """
+    centres = _bin_centres(low, high, bins, stride)
+    beyond = (centres < -1) | (centres > cells)
+    distance = (centres.clamp(0, cells - 1)[..., None] - torch.arange(cells, device=low.device)).abs()
+    return (1 - distance).clamp(min=0).masked_fill(beyond[..., None], 0)
+
+
+def bin_taps(low: Tensor, high: Tensor, bins: int, cells: Tensor, stride: Tensor) -> tuple[Tensor, Tensor]:
+    """`_bin_weights` without the zeros, where each box has a map of its own size: the two cells that a bin reads.
+
+    Args:
+        low, high: (R,) box sides in pixels.
+        cells, stride: (R,) cells of each box's map along this axis, and image pixels per cell.
+
+    Returns:
+        Cells (R, bins, 2) int64 in 0..cells - 1 and their weights (R, bins, 2), which sum to 1, or are 0 for a bin
+        whose centre is beyond the map. On the outermost cell both are that cell.
+    """
+    last = (cells - 1)[:, None]
+    centres = _bin_centres(low, high, bins, stride)
+    beyond = (centres < -1) | (centres > cells[:, None])
+    inside = centres.clamp(min=0).minimum(last)
+    first = inside.floor()
+    share = inside - first
+    weights = torch.stack([1 - share, share], dim=-1).masked_fill(beyond[..., None], 0)
+    return torch.stack([first, (first + 1).minimum(last)], dim=-1).long(), weights
+
+
+def _bin_centres(low: Tensor, high: Tensor, bins: int, stride: Tensor | int) -> Tensor:
+    """(R,), (R,) pixels -> (R, bins) in cells; cell k is the point k.
+
+    The arithmetic, and the rule above for centres beyond the map, are torchvision's, step by step, so that
+    `roi_align_at_centres` takes the same side of the rule's edges.
     """
     start = (low + 0.5 * stride) * (1 / stride) - 0.5
     end = (high + 0.5 * stride) * (1 / stride) - 0.5
     bin_size = ((end - start) / bins)[:, None]
-    centres = start[:, None] + torch.arange(bins, device=low.device) * bin_size + 0.5 * bin_size  # (R, bins)
-    beyond = (centres < -1) | (centres > cells)
-    distance = (centres.clamp(0, cells - 1)[..., None] - torch.arange(cells, device=low.device)).abs()
-    return (1 - distance).clamp(min=0).masked_fill(beyond[..., None], 0)
+    return start[:, None] + torch.arange(bins, device=low.device) * bin_size + 0.5 * bin_size
