@@ -45,8 +45,8 @@ class Sizes:
     boxes: int  # ground truth of a picture; COCO has 7.3 on average
     device: torch.device
     precision: torch.dtype
-    channels_last: bool  # ours; torchvision's way is contiguous, unless `torchvision_channels_last`
-    torchvision_channels_last: bool
+    channels_last: bool  # ours
+    torchvision_channels_last: bool  # torchvision's; its users' way is contiguous
     miniature: bool  # a tiny tower and head for ours: the smoke test
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -107,7 +107,7 @@ def build_ours(sizes: Sizes) -> tuple[FVLM, int]:
 
 
 def build_torchvision(sizes: Sizes, trained_stages: tuple[str, ...]) -> FasterRCNN:
-    """torchvision's detector with its own constants, but our number of proposals and regions, and no resizing.
+    """torchvision's detector with its own constants, but our number of proposals and regions.
 
     Without downloaded weights it trains the whole backbone, whatever `trainable_backbone_layers` says; here the other
     stages are frozen as its `_resnet_fpn_extractor` does. Their batch norms run on batch statistics, as always there.
@@ -117,10 +117,11 @@ def build_torchvision(sizes: Sizes, trained_stages: tuple[str, ...]) -> FasterRC
         weights=None,
         weights_backbone=None,
         num_classes=1 + sizes.classes,
+        min_size=sizes.image_size,  # as the pictures are: it resizes by 1
+        max_size=sizes.image_size,
         rpn_post_nms_top_n_train=sizes.proposals,
         rpn_post_nms_top_n_test=sizes.proposals,
         box_batch_size_per_image=sizes.rois,
-        _skip_resize=True,
     )
     for name, parameter in model.backbone.body.named_parameters():
         parameter.requires_grad_(name.startswith(trained_stages))

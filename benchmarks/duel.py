@@ -42,7 +42,7 @@ def parse(description: str, argv: Sequence[str]) -> tuple[argparse.Namespace, Si
     arguments = parser.parse_args(argv)
     device = measure.set_up(arguments)
     sizes = Sizes(
-        image_size=128 if arguments.quick else arguments.image_size,
+        image_size=64 if arguments.quick else arguments.image_size,
         batch=arguments.batch,
         rois=8 if arguments.quick else 512,
         proposals=20 if arguments.quick else 1000,

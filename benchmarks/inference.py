@@ -34,7 +34,7 @@ def _profile(contestant: Contestant, watch: Stopwatch) -> None:
         "tower": [(detector.tower, "forward")],
         "FPN": [(detector.fpn, "forward")],
         "RPN": [(detector.rpn, "forward")],
-        "proposals": [(parts, "propose"), (parts, "make_anchors")],
+        "proposals": [(parts, "propose"), (parts, "anchors_on")],
         "RoIAlign": [(parts, "pool_pyramid")],
         "box head": [(detector.box_head, "forward")],
         "VLM pool": [(parts, "pool_regions")],

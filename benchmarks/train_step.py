@@ -36,7 +36,7 @@ def _profile(contestant: Contestant, watch: Stopwatch) -> None:
         "tower": [(detector.tower, "forward")],
         "FPN": [(detector.fpn, "forward")],
         "RPN": [(detector.rpn, "forward")],
-        "proposals": [(parts, "propose"), (parts, "make_anchors")],
+        "proposals": [(parts, "propose"), (parts, "anchors_on")],
         "targets": [(parts, "assign_anchors"), (parts, "sample_regions")],
         "RoIAlign": [(parts, "pool_pyramid")],
         "box head": [(detector.box_head, "forward")],

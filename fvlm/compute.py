@@ -21,6 +21,8 @@ def set_up(compute: Compute) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS wants it before the first call
     torch.set_num_threads(compute.threads)
     torch.use_deterministic_algorithms(True)
+    # it would also overwrite all new memory with NaN before an operator fills it: a second pass over every activation
+    torch.utils.deterministic.fill_uninitialized_memory = False
     if compute.device == "cuda" and not torch.cuda.is_available():
         raise InputError("params.yaml: compute.device: expected a CUDA device, found none; set it to cpu")
     return torch.device(compute.device)

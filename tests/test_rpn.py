@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from fvlm.detector.rpn import RpnHead, make_anchors, propose
+from fvlm.detector.rpn import RpnHead, anchors_on, make_anchors, propose
 
 SIZES = [(8, 8), (4, 4), (2, 2), (1, 1), (1, 1)]
 NO_LIMIT: dict[str, Any] = {"pre_nms_top_n": 2000, "post_nms_top_n": 1000, "nms_iou": 0.7}
@@ -27,6 +27,15 @@ def test_anchors_run_by_row_then_column_then_aspect():
     sides = p2[:3, 2:] - p2[:3, :2]
     assert (sides[:, 0] / sides[:, 1]).tolist() == pytest.approx([1.0, 2.0, 0.5])  # width / height
     assert (sides[:, 0] * sides[:, 1]).tolist() == pytest.approx([1024.0] * 3)  # equal area
+
+
+def test_anchors_are_made_once_for_each_size_of_pyramid():
+    device, other = torch.device("cpu"), tuple((h, w + 1) for h, w in SIZES)
+    first = anchors_on(device, tuple(SIZES), 8)
+    assert all(torch.equal(a, b) for a, b in zip(first, make_anchors(SIZES, 8), strict=True))
+    assert anchors_on(device, tuple(SIZES), 8)[0] is first[0]
+    assert len(anchors_on(device, other, 8)[0]) == 8 * 9 * 3
+    assert anchors_on(device, tuple(SIZES), 4)[0][0].tolist() == [2 - 8, 2 - 8, 2 + 8, 2 + 8]
 
 
 def test_the_head_orders_its_outputs_as_the_anchors():
@@ -80,6 +89,21 @@ def test_each_level_may_contribute_only_its_best_before_suppression():
         logits, deltas, make_anchors(SIZES, 1), [(32, 32)], pre_nms_top_n=2, post_nms_top_n=100, nms_iou=1.0
     )
     assert len(boxes) == 2 * len(SIZES)
+
+
+def test_images_of_a_batch_are_proposed_for_each_by_itself():
+    torch.manual_seed(0)
+    anchors = make_anchors(SIZES, 4)
+    logits = [torch.randn(3, len(a)) for a in anchors]
+    deltas = [0.3 * torch.randn(3, len(a), 4) for a in anchors]
+    sizes = [(32, 32), (32, 24), (20, 32)]
+    limit: dict[str, Any] = {"pre_nms_top_n": 40, "post_nms_top_n": 30, "nms_iou": 0.7}
+    together = propose(logits, deltas, anchors, sizes, **limit)
+    for i, (boxes, scores) in enumerate(together):
+        only = slice(i, i + 1)
+        [alone] = propose([x[only] for x in logits], [x[only] for x in deltas], anchors, sizes[only], **limit)
+        assert torch.equal(boxes, alone[0]) and torch.equal(scores, alone[1])
+        assert boxes[:, 2].max() <= sizes[i][1] and boxes[:, 3].max() <= sizes[i][0]
 
 
 def test_no_more_than_post_nms_top_n_proposals_are_kept():

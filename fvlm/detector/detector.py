@@ -22,7 +22,7 @@ from ..vlm.pooling import pool_regions
 from .box_head import REGION_CODER, BoxHead, pool_pyramid
 from .fpn import FeaturePyramid
 from .losses import box_loss, class_loss, rpn_box_loss, rpn_score_loss
-from .rpn import RpnHead, make_anchors, propose
+from .rpn import RpnHead, anchors_on, propose
 from .targets import assign_anchors, sample_regions
 
 
@@ -164,9 +164,8 @@ class FVLM(nn.Module):
         ]
 
     def _anchors(self, pyramid: dict[str, Tensor]) -> list[Tensor]:
-        sizes = [(x.shape[-2], x.shape[-1]) for x in pyramid.values()]
-        device = next(iter(pyramid.values())).device
-        return [a.to(device) for a in make_anchors(sizes, self.model.anchor_scale)]
+        sizes = tuple((x.shape[-2], x.shape[-1]) for x in pyramid.values())
+        return anchors_on(pyramid["P2"].device, sizes, self.model.anchor_scale)
 
     def _propose(
         self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes_hw: Sequence[tuple[int, int]]

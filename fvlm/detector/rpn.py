@@ -1,5 +1,6 @@
 """Region proposal network: anchors, the head, and proposals from its outputs."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import cast
@@ -39,6 +40,12 @@ def make_anchors(sizes_hw: Sequence[tuple[int, int]], scale: float) -> list[Tens
         centre = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)[:, :, None]  # (H, W, 1, 2) as x, y
         levels.append(torch.cat([centre - half, centre + half], dim=-1).reshape(-1, 4))
     return levels
+
+
+@functools.lru_cache(maxsize=8)
+def anchors_on(device: torch.device, sizes_hw: tuple[tuple[int, int], ...], scale: float) -> list[Tensor]:
+    """`make_anchors` on `device`, made once for each size of pyramid. The same tensors come every time: leave them."""
+    return [anchors.to(device) for anchors in make_anchors(sizes_hw, scale)]
 
 
 class RpnHead(nn.Module):
@@ -101,17 +108,18 @@ def propose(
 
     Source: F-VLM's `ops/roi_ops.py`. Its cap of 1000 a level after suppression never binds: no more are kept in all.
     """
+    boxes, scores, level_of = [], [], []
+    for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
+        top = logit.float().topk(min(pre_nms_top_n, len(anchor)))  # (N, n)
+        chosen = delta.gather(1, top.indices[..., None].expand(-1, -1, 4)).float()
+        decoded = ANCHOR_CODER.decode_single(chosen.flatten(0, 1), anchor[top.indices].flatten(0, 1))
+        boxes.append(decoded.view_as(chosen))
+        scores.append(top.values.sigmoid())
+        level_of.append(torch.full_like(top.indices[0], level))
+    levels = torch.cat(level_of)
     results = []
-    for i, size_hw in enumerate(sizes_hw):
-        boxes, scores, level_of = [], [], []
-        for level, anchor in enumerate(anchors):
-            top = logits[level][i].float().topk(min(pre_nms_top_n, len(anchor)))
-            chosen = deltas[level][i, top.indices].float()
-            boxes.append(ANCHOR_CODER.decode_single(chosen, anchor[top.indices]))
-            scores.append(top.values.sigmoid())
-            level_of.append(torch.full_like(top.indices, level))
-        candidates = clip_boxes_to_image(torch.cat(boxes), size_hw)
-        score = torch.cat(scores)
-        keep = batched_nms(candidates, score, torch.cat(level_of), nms_iou)[:post_nms_top_n]
+    for size_hw, box, score in zip(sizes_hw, torch.cat(boxes, dim=1), torch.cat(scores, dim=1), strict=True):
+        candidates = clip_boxes_to_image(box, size_hw)
+        keep = batched_nms(candidates, score, levels, nms_iou)[:post_nms_top_n]
         results.append((candidates[keep], score[keep]))
     return results
