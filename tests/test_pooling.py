@@ -84,6 +84,18 @@ def test_rows_times_map_times_columns_is_torchvision_s_roi_align(size):
     assert large.sum() > 10
 
 
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_the_two_taps_of_a_bin_are_its_weights_without_the_zeros(size):
+    boxes = odd_boxes(9 * STRIDE, 6 * STRIDE)
+    low, high, cells = boxes[:, 0], boxes[:, 2], torch.full((len(boxes),), 9.0)
+    taps, weights = pooling.bin_taps(low, high, size, cells, torch.full_like(cells, STRIDE))
+    assert taps.shape == weights.shape == (len(boxes), size, 2)
+    assert taps.min() >= 0 and taps.max() <= 8
+    dense = torch.zeros(len(boxes), size, 9).scatter_add(2, taps, weights)
+    torch.testing.assert_close(dense, pooling._bin_weights(low, high, size, 9, STRIDE), rtol=0, atol=1e-6)
+    assert (weights.sum(dim=2) == 0).any()  # some bins are beyond the map
+
+
 @pytest.mark.parametrize(("grid", "heads"), [(2, 1), (2, 8), (3, 4), (7, 2), (7, 4)])
 def test_regions_have_the_embedding_of_their_crops_by_open_clip_s_all_token_pool(grid, heads):
     pool = peaked_pool(grid, heads=heads)
