@@ -22,7 +22,7 @@ def set_up(compute: Compute) -> torch.device:
     torch.set_num_threads(compute.threads)
     torch.use_deterministic_algorithms(True)
     # it would also overwrite all new memory with NaN before an operator fills it: a second pass over every activation
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if compute.device == "cuda" and not torch.cuda.is_available():
         raise InputError("params.yaml: compute.device: expected a CUDA device, found none; set it to cpu")
     return torch.device(compute.device)
