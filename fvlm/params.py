@@ -38,7 +38,7 @@ def spec(
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Where, in which precision and with how many threads and processes the stages compute: sums depend on all of it."""
+    """Where, in which precision, with how many threads and processes the stages compute: sums depend on all of it."""
 
     device: Literal["cpu", "cuda"] = spec("where tensors live")
     threads: int = spec("CPU threads of a process; never taken from Snakemake's --cores", min=1, max=256)

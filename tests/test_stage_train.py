@@ -32,7 +32,7 @@ def world(tmp_path, monkeypatch):
     """A working directory with everything that `train` reads, made without the earlier stages; gives its params."""
     monkeypatch.chdir(tmp_path)
     tree = yaml.safe_load((ROOT / "recipes" / "emoji.yaml").read_text(encoding="utf-8"))
-    tree["compute"] = {"device": "cpu", "threads": 1}
+    tree["compute"] |= {"device": "cpu", "threads": 1}
     tree["data"] = {"dataset": "coco_folder", "root": "pictures"}
     tree["model"] |= {"image_size": 64, "fpn_channels": 8, "head_channels": 8, "head_fc_dim": 16}
     tree["train"] |= {"steps": 12, "batch_size": 2, "warmup_steps": 2, "checkpoint_every": 2, "learning_rate": 0.001}

@@ -181,15 +181,21 @@ def _collate(items: list[Sample | InputError]) -> Batch | InputError:
     return torch.stack([s.image for s in samples]), [(s.boxes, s.labels) for s in samples]
 
 
-def training_batches(pictures: Dataset[Sample], train: Train, *, after_step: int) -> Iterator[Batch]:
+def training_batches(
+    pictures: Dataset[Sample], train: Train, *, after_step: int, rank: int = 0, world_size: int = 1
+) -> Iterator[Batch]:
     """The batches of steps `after_step` + 1 to `train.steps`, the same for every `train.workers`.
+
+    Of `world_size` processes each gets its share of every batch; by rank and end to end they are the batch.
 
     Raises:
         InputError: a picture is missing, broken, or of another size than its annotations say.
     """
     image_count = len(pictures)  # type: ignore[arg-type]  # torch's Dataset declares no length
+    share = train.batch_size // world_size
+    own = slice(rank * share, (rank + 1) * share)
     samples = (  # made as they are needed: a long run has millions
-        samples_of_step(step, image_count=image_count, batch_size=train.batch_size, seed=train.seed)
+        samples_of_step(step, image_count=image_count, batch_size=train.batch_size, seed=train.seed)[own]
         for step in range(after_step + 1, train.steps + 1)
     )
     loader = DataLoader(

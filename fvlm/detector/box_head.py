@@ -92,4 +92,5 @@ class BoxHead(nn.Module):
         for conv, norm in zip(self.convs, self.conv_norms, strict=True):
             x = F.relu(norm(conv(x)))
         x = F.relu(self.fc_norm(self.fc(x.flatten(1)))).float()
-        return self.embedding(x), self.box(x)
+        with torch.autocast(x.device.type, enabled=False):  # what is compared with texts and decoded stays exact
+            return self.embedding(x), self.box(x)
