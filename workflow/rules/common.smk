@@ -32,6 +32,10 @@ SETTINGS = config["settings"]
 THREADS = config["compute"]["threads"]
 PRETRAIN_THREADS = (config["vlm"].get("pretrain") or config["compute"])["threads"]
 GPUS = 1 if config["compute"]["device"] == "cuda" else 0
+# A training's processes are tasks of one job: the stage starts them itself, each with its threads, loaders and GPU.
+PROCESSES = config["compute"]["processes"]
+TRAIN_THREADS = PROCESSES * (THREADS + config["train"]["workers"])
+TRAIN_GPUS = PROCESSES * GPUS
 MANIFEST = f"data/{config['data']['dataset']}/manifest.json"
 
 

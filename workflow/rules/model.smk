@@ -82,6 +82,9 @@ rule train:
             "fvlm/schedule.py",
             "fvlm/training/checkpoint.py",
             "fvlm/training/loop.py",
+            "fvlm/training/parallel.py",
+            "fvlm/training/preflight.py",
+            "fvlm/training/step.py",
             "fvlm/vlm/clip.py",
             "fvlm/vlm/freeze.py",
             "fvlm/vlm/pooling.py",
@@ -101,9 +104,9 @@ rule train:
         "logs/benchmarks/train/{setting}.tsv"
     conda:
         "../envs/fvlm.yaml"
-    threads: THREADS
+    threads: TRAIN_THREADS
     resources:
-        gpu=GPUS,
+        gpu=TRAIN_GPUS,
     params:
         sections=sections("compute", "model", "train"),
     shell:
