@@ -440,6 +440,11 @@ def _cross_checks(params: Params) -> Iterator[str]:
             f"train.batch_size: expected a multiple of compute.processes * train.accumulation = {parts}, "
             f"got {params.train.batch_size}"
         )
+    if params.model.image_size == 64 and params.train.batch_size == params.train.accumulation:
+        yield (
+            "model.image_size: at 64 P6 has one cell, and batch norm needs more than one value: more pictures a pass "
+            "(train.batch_size / train.accumulation), got 1"
+        )
     if list(params.train.milestones) != sorted(params.train.milestones):
         yield f"train.milestones: expected rising fractions, got {list(params.train.milestones)}"
     if params.text.templates != "clip80":

@@ -115,6 +115,8 @@ def _activation_bytes(detector: FVLM, images: int, params: Params) -> int:
         return functional_call(module, tensors, (argument,))
 
     size, model = params.model.image_size, params.model
+    was_training = detector.training
+    detector.eval()  # what a batch norm keeps is the same, but in train mode it refuses to see a single value
     with (
         FakeTensorMode(),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
@@ -126,4 +128,5 @@ def _activation_bytes(detector: FVLM, images: int, params: Params) -> int:
         run(detector.rpn, pyramid)
         regions = (images * params.train.rois_per_image, model.fpn_channels, ROI_SIZE, ROI_SIZE)
         run(detector.box_head, torch.empty(regions, dtype=pyramid["P2"].dtype, requires_grad=True))
+    detector.train(was_training)
     return sum(storage.nbytes() for key, storage in kept.items() if key not in own)
