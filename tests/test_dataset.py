@@ -227,6 +227,15 @@ def test_batches_after_a_step_are_the_ones_that_would_have_followed(pictures):
     assert list(training_batches(pictures, TRAIN, after_step=5)) == []
 
 
+def test_the_shares_of_two_processes_by_rank_are_the_batch(pictures):
+    whole = list(training_batches(pictures, TRAIN, after_step=3))
+    shares = [list(training_batches(pictures, TRAIN, after_step=3, rank=rank, world_size=2)) for rank in (0, 1)]
+    for (images, targets), first, second in zip(whole, *shares, strict=True):
+        assert len(first[0]) == len(second[0]) == TRAIN.batch_size // 2
+        assert torch.equal(torch.cat([first[0], second[0]]), images)
+        assert all(torch.equal(a[0], b[0]) for a, b in zip([*first[1], *second[1]], targets, strict=True))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_picture_ends_a_run_with_one_line_also_from_a_worker(pictures, tmp_path, workers):
     (tmp_path / "000000000020.png").write_bytes(b"junk")
