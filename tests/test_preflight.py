@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from fvlm.training.preflight import estimate_memory, out_of_memory, preflight
 CPU = torch.device("cpu")
 
 
-def make_params(precision: Precision = "float32", **train: int) -> Params:
+def make_params(precision: Precision = "float32", **train: Any) -> Params:
     return dataclasses.replace(
         PARAMS,
         model=dataclasses.replace(PARAMS.model, image_size=64, fpn_channels=8, head_channels=8, head_fc_dim=16),

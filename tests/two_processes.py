@@ -81,7 +81,13 @@ def build(freeze: FreezeMode = "all") -> FVLM:
     card = VlmCard.describe(
         clip, architecture="miniature", weights="random", model_config=config, pretraining=None, provenance={}
     )
-    sizes = {"image_size": 64, "fpn_channels": 8, "head_channels": 8, "head_fc_dim": 16, "anchor_scale": 2}
+    sizes: dict[str, Any] = {
+        "image_size": 64,
+        "fpn_channels": 8,
+        "head_channels": 8,
+        "head_fc_dim": 16,
+        "anchor_scale": 2,
+    }
     return build_detector(dataclasses.replace(PARAMS.model, freeze=freeze, **sizes), card, clip.visual)
 
 
@@ -115,7 +121,7 @@ def run(world: World, folder: Path, *, stop_after: int = TRAIN.steps) -> FVLM:
             raise Stopped
         return sums(*args)
 
-    detector.loss_sums = until_killed  # type: ignore[method-assign]
+    detector.loss_sums = until_killed  # type: ignore[method-assign,assignment]
     train(detector, Scenes(), text(), TRAIN, device=CPU, checkpoint=folder / "c.safetensors", world=world)
     return detector
 

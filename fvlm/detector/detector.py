@@ -122,7 +122,7 @@ class FVLM(nn.Module):
                 positive_fraction=train.rpn_positive_fraction,
                 generator=generator,
             )
-            for of_image, generator in zip(boxes, generators or [None] * len(boxes), strict=True)
+            for of_image, generator in zip(boxes, _each(generators, len(boxes)), strict=True)
         ]
 
     @torch.no_grad()
@@ -160,9 +160,7 @@ class FVLM(nn.Module):
                     positive_fraction=train.roi_positive_fraction,
                     generator=generator,
                 )
-                for (boxes, _), gt, generator in zip(
-                    proposals, targets, generators or [None] * len(images), strict=True
-                )
+                for (boxes, _), gt, generator in zip(proposals, targets, _each(generators, len(images)), strict=True)
             ]
         labels = torch.cat([r.labels for r in regions])
         embeddings, box_deltas = self._embed([r.boxes for r in regions], pyramid)
@@ -265,6 +263,10 @@ def normalisers(images: int, rpn_box_elements: Tensor, train: Train) -> Normalis
         rpn_box=rpn_box_elements,
         classes=images * train.rois_per_image,
     )
+
+
+def _each(generators: Sequence[torch.Generator] | None, count: int) -> Sequence[torch.Generator | None]:
+    return [None] * count if generators is None else generators
 
 
 def _float32(device: torch.device) -> torch.autocast:
