@@ -40,7 +40,7 @@ def _profile(contestant: Contestant, watch: Stopwatch) -> None:
         "targets": [(parts, "assign_anchors"), (parts, "sample_regions")],
         "RoIAlign": [(parts, "pool_pyramid")],
         "box head": [(detector.box_head, "forward")],
-        "losses": [(parts, name) for name in ("rpn_score_loss", "rpn_box_loss", "class_loss", "box_loss", "cosine")],
+        "losses": [(parts, name) for name in ("rpn_score_sum", "rpn_box_sums", "class_sum", "box_sum", "cosine")],
         "backward": [(torch.Tensor, "backward")],
         "optimiser": [(torch.optim.SGD, "step")],
     }

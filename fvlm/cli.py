@@ -9,6 +9,7 @@ import sys
 import types
 from collections.abc import Sequence
 
+from . import processes
 from .errors import InputError
 from .params import FREEZE_MODES, SETTINGS, Params, load_params, schema
 from .sync import sync
@@ -26,39 +27,47 @@ STAGES = {
     "freeze_mode": "one run of the freeze ablation (`snakemake freeze_ablation` runs all and compares them)",
     "freeze_ablation": "table and plot of the freeze ablation's runs",
 }
+TRAINING = ("train", "freeze_mode")  # run in compute.processes processes
 PER_SETTING = ("splits", "train", "detect", "evaluate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0 done, 2 bad input (said in one line a finding), 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        arguments = _parser().parse_args(argv)
-        _run(arguments)
+        return _run(_parser().parse_args(argv), argv)
     except InputError as error:
-        print(f"error: {error}" if "\n" not in str(error) else str(error), file=sys.stderr)
-        return 2
+        return _failed(f"error: {error}" if "\n" not in str(error) else str(error), 2)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            print(f"error: the disk is full: {error}; free some space and run the same command again", file=sys.stderr)
-            return 2
+            return _failed(f"error: the disk is full: {error}; free some space and run the same command again", 2)
         raise
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+        return _failed("interrupted; run the same command again to go on", 130)
+    except Exception:
+        if processes.under_torchrun() and not processes.is_first_to_fail():
+            return 2  # it failed for want of another process, which has said why
+        raise
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _failed(message: str, code: int) -> int:
+    """Say `message` once, however many processes fail with it."""
+    if not processes.under_torchrun() or processes.is_first_to_fail():
+        print(message, file=sys.stderr)
+    return code
+
+
+def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     if arguments.command == "schema":
         print(json.dumps(schema(), indent=1))
-        return
+        return 0
     params = load_params(arguments.params)
     if arguments.command == "check-params":
         print(f"{arguments.params}: valid")
-        return
+        return 0
     if arguments.command == "sync":
         print(sync())
-        return
+        return 0
     options = {}
     if "setting" in arguments:
         options["setting"] = _known_setting(arguments.setting, params)
@@ -72,7 +81,13 @@ def _run(arguments: argparse.Namespace) -> None:
     # Threads that wait for each other shall sleep, not spin: beside any other process a spinning thread holds the core
     # that the awaited one needs, and pretraining on 2 cores was five times slower. Results do not depend on it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if arguments.command in TRAINING:
+        if processes.under_torchrun():
+            processes.enter()
+        elif params.compute.processes > 1:
+            return processes.launch(params.compute, argv)
     _stage(arguments.command).run(params, **options)
+    return 0
 
 
 def _stage(name: str) -> types.ModuleType:

@@ -30,6 +30,7 @@ WEIGHTS_OF_ALL_TOWERS = ("openai", "random")
 WEIGHT_TAGS = {"RN50-quickgelu": ("yfcc15m", "cc12m")}  # open_clip's, besides openai
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
 HUB_PREFIX = "hf-hub:"
+Precision = Literal["float32", "bfloat16"]
 
 
 def spec(
@@ -42,10 +43,17 @@ def spec(
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Where and with how many threads the stages compute. Threads are a param because sums depend on them."""
+    """Where, in which precision, with how many threads and processes the stages compute: sums depend on all of it."""
 
     device: Literal["cpu", "cuda"] = spec("where tensors live")
-    threads: int = spec("CPU threads of a stage; never taken from Snakemake's --cores", min=1, max=256)
+    threads: int = spec("CPU threads of a process; never taken from Snakemake's --cores", min=1, max=256)
+    precision: Precision = spec(
+        "of the image tower's and the detector's layers, in training and detection; bfloat16 is autocast: weights, "
+        "losses, cosines, softmax and boxes stay float32"
+    )
+    channels_last: bool = spec("keep channels innermost in memory, as tensor cores want it")
+    compile: bool = spec("torch.compile the detector: minutes at the start for faster steps")
+    processes: int = spec("processes that train one detector together, each on a GPU of its own", min=1, max=4096)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +188,8 @@ class Train:
     """Optimisation of the detector."""
 
     steps: int = spec("optimiser steps", min=1)
-    batch_size: int = spec("images in a step", min=1)
+    batch_size: int = spec("images in a step, of all processes and passes together", min=1)
+    accumulation: int = spec("passes into which each process splits its images of a step, to save memory", min=1)
     optimizer: Literal["sgd", "adamw"] = spec("sgd has momentum, no Nesterov")
     learning_rate: float = spec("peak learning rate", above=0)
     momentum: float = spec("sgd's momentum; not read by adamw", min=0, max=0.9999)
@@ -199,7 +208,8 @@ class Train:
     flip: float = spec("probability of a horizontal flip", min=0, max=1)
     max_boxes: int = spec("most ground-truth boxes of an image", min=1)
     workers: int = spec(
-        "processes that load pictures; 0 loads in the training process; results do not depend on it", min=0
+        "processes that load pictures for each training process; 0: it loads them itself; results do not depend on it",
+        min=0,
     )
     checkpoint_every: int = spec("steps between checkpoints", min=1)
     seed: int = spec("seed of initialisation, order, augmentation and sampling", min=0)
@@ -250,7 +260,7 @@ class Params:
     """All of params.yaml."""
 
     settings: tuple[Setting, ...] = spec("training settings that are run and compared")
-    compute: Compute = spec("device and threads")
+    compute: Compute = spec("device, precision, threads and processes")
     data: Data = spec("pictures and annotations")
     vlm: Vlm = spec("the vision-language model")
     splits: Splits = spec("training images")
@@ -466,6 +476,17 @@ def _cross_checks(params: Params) -> Iterator[str]:
         yield f"model.image_size: expected a multiple of 64 (P6's stride), got {params.model.image_size}"
     if params.train.scale_jitter[0] > params.train.scale_jitter[1]:
         yield f"train.scale_jitter: expected [low, high], got {list(params.train.scale_jitter)}"
+    parts = params.compute.processes * params.train.accumulation
+    if params.train.batch_size % parts:
+        yield (
+            f"train.batch_size: expected a multiple of compute.processes * train.accumulation = {parts}, "
+            f"got {params.train.batch_size}"
+        )
+    if params.model.image_size == 64 and params.train.batch_size == params.train.accumulation:
+        yield (
+            "model.image_size: at 64 P6 has one cell, and batch norm needs more than one value: more pictures a pass "
+            "(train.batch_size / train.accumulation), got 1"
+        )
     if list(params.train.milestones) != sorted(params.train.milestones):
         yield f"train.milestones: expected rising fractions, got {list(params.train.milestones)}"
     if params.text.templates != "clip80":

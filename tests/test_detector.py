@@ -6,7 +6,8 @@ import pytest
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 
-from fvlm.detector.detector import FVLM, cosine
+from fvlm.compute import autocast
+from fvlm.detector.detector import FVLM, arrange, cosine
 from fvlm.params import FreezeMode, load_params
 from fvlm.vlm.clip import ImageTower
 from fvlm.vlm.pooling import pool_crops
@@ -132,3 +133,93 @@ def test_the_temperature_is_a_learned_factor_on_the_param(params):
     detector = make_detector(params)
     assert detector.temperature.item() == pytest.approx(params.model.temperature)
     assert detector.temperature_scale.requires_grad
+
+
+def stop(*args):
+    raise AssertionError("a frozen tower kept a tensor for the backward pass")
+
+
+def test_a_frozen_tower_keeps_no_activation_and_a_free_one_does(params):
+    images, _, _ = make_batch()
+    with torch.autograd.graph.saved_tensors_hooks(stop, stop):
+        features = make_detector(params).train()._tower_features(images)
+        assert not any(feature.requires_grad for feature in features.values())
+        with pytest.raises(AssertionError, match="kept a tensor"):
+            make_detector(params, "norm_eval").train()._tower_features(images)
+
+
+def test_under_autocast_layers_are_bfloat16_and_cosines_losses_and_boxes_float32(params):
+    detector = make_detector(params)
+    images, targets, text = make_batch()
+    seen = {}
+    for name in ("tower", "fpn", "rpn"):
+        getattr(detector, name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update(
+                {name: (output["C5"] if name == "tower" else output["P3"] if name == "fpn" else output[0][0]).dtype}
+            )
+        )
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = detector.train().losses(images, targets, text, params.train)
+        [regions, _] = detector.eval().detect(images, [(128, 128)] * 2, text)
+        a = torch.randn(3, EMBED_DIM)
+        under_autocast = cosine(a, text)
+    assert set(seen.values()) == {torch.bfloat16} and len(seen) == 3
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    for tensor in (regions.proposals, regions.boxes, regions.detector_similarity, regions.vlm_similarity):
+        assert tensor.dtype == torch.float32
+    assert torch.equal(under_autocast, cosine(a, text))
+    # a product in bfloat16 would have at most 8 significant bits
+    assert not torch.equal(regions.vlm_similarity, regions.vlm_similarity.bfloat16().float())
+    assert not torch.equal(regions.detector_similarity, regions.detector_similarity.bfloat16().float())
+
+
+def test_bfloat16_and_channels_last_change_the_losses_by_rounding_only(params):
+    images, targets, text = make_batch()
+
+    def losses(precision="float32", **changes):
+        detector = make_detector(params).train()
+        arrange(detector, dataclasses.replace(params.compute, **changes))
+        generators = [torch.Generator().manual_seed(i) for i in range(2)]
+        with autocast(torch.device("cpu"), precision):
+            return detector.losses(images, targets, text, params.train, generators)
+
+    expected = losses()
+    for name, loss in losses(channels_last=True).items():
+        torch.testing.assert_close(loss, expected[name], rtol=1e-3, atol=1e-5)
+    for name, loss in losses("bfloat16").items():
+        torch.testing.assert_close(loss, expected[name], rtol=0.1, atol=0.02)
+
+
+def test_channels_last_lays_out_every_convolution_of_the_detector(params):
+    detector = make_detector(params)
+    arrange(detector, dataclasses.replace(params.compute, channels_last=True))
+    weights = [p for p in detector.parameters() if p.dim() == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+
+
+@pytest.mark.slow
+def test_a_compiled_detector_has_the_same_names_and_losses(params):
+    images, targets, text = make_batch()
+    plain, compiled = make_detector(params).train(), make_detector(params).train()
+    arrange(compiled, dataclasses.replace(params.compute, compile=True))
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    of_plain, of_compiled = (
+        d.losses(images, targets, text, params.train, [torch.Generator().manual_seed(i) for i in range(2)])
+        for d in (plain, compiled)
+    )
+    for name, loss in of_compiled.items():
+        torch.testing.assert_close(loss, of_plain[name], rtol=1e-3, atol=1e-5)
+
+
+def test_an_images_samples_do_not_depend_on_the_images_beside_it(params):
+    detector = make_detector(params)
+    boxes = [torch.tensor([[24.0, 32, 72, 80]]), torch.zeros(0, 4)]
+
+    def sampled(of_images, seeds):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return [t.sampled for t in detector.anchor_targets(of_images, (128, 128), params.train, generators)]
+
+    first, second = sampled(boxes, [1, 2])
+    assert torch.equal(sampled(boxes[1:], [2])[0], second)
+    assert torch.equal(sampled(boxes[:1], [1])[0], first)
+    assert not torch.equal(sampled(boxes[:1], [3])[0], first)

@@ -34,8 +34,20 @@ Graph = dict[str, dict[str, Any]]
 
 # Code that no stage lists, since an edit of it should not train for hours again. These modules read arguments and
 # params, name paths and write files: what they pass on is itself a dependency (the params, the files). fvlm.compute
-# applies the section `compute`, which is a param of every stage that uses it.
-PLUMBING = {"__init__", "__main__", "cli", "errors", "io", "tensors", "layout", "params", "compute", "sync"}
+# applies the section `compute`, which is a param of every stage that uses it; fvlm.processes starts what it says.
+PLUMBING = {
+    "__init__",
+    "__main__",
+    "cli",
+    "errors",
+    "io",
+    "tensors",
+    "layout",
+    "params",
+    "processes",
+    "compute",
+    "sync",
+}
 
 
 def snakemake_graph(folder: Path) -> Graph:

@@ -9,6 +9,7 @@ from torch import nn
 from fvlm.data.dataset import Sample, TrainingPictures
 from fvlm.data.transforms import fit
 from fvlm.detector.detector import build_detector
+from fvlm.detector.losses import LossSums
 from fvlm.params import load_params
 from fvlm.training.loop import COLUMNS, TrainingDiverged, build_optimizer, train
 from fvlm.vlm.clip import VlmCard, build_clip
@@ -50,7 +51,7 @@ class Interrupted(Exception):
 
 
 class FakeDetector(nn.Module):
-    """Four terms, a batch norm, a learnable temperature, and chance from torch's global generator, as sampling has."""
+    """Four terms, a batch norm, a learnable temperature, and chance from the generators, as sampling has."""
 
     def __init__(self, fail_at=None):
         super().__init__()
@@ -58,25 +59,32 @@ class FakeDetector(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
         self.temperature_scale = nn.Parameter(torch.ones(()))
         self.calls, self.fail_at = 0, fail_at
-        self.steps = []
 
     @property
     def temperature(self):
         return 0.5 * self.temperature_scale
 
-    def losses(self, images, targets, text, params):
+    def anchor_targets(self, boxes, canvas_hw, params, generators):
+        return list(boxes)
+
+    def rpn_box_elements(self, targets, canvas_hw):
+        return torch.tensor([len(targets)])
+
+    def loss_sums(self, images, targets, anchor_targets, text, params, generators):
         self.calls += 1
         if self.calls == self.fail_at:
             raise Interrupted
-        embedding = self.body(images).relu().mean((2, 3)) + 0.1 * torch.rand(len(images), 4)
+        chance = torch.stack([torch.rand(4, generator=generator) for generator in generators])
+        embedding = self.body(images).relu().mean((2, 3)) + 0.1 * chance
         logits = embedding @ text.T / self.temperature
         labels = torch.stack([labels[0] for _, labels in targets])
-        return {
-            "rpn_score": embedding.square().mean(),
-            "rpn_box": embedding.abs().mean(),
-            "class": nn.functional.cross_entropy(logits, labels),
-            "box": embedding.mean().square(),
-        }
+        return LossSums(
+            rpn_score=embedding.square().sum(),
+            rpn_box=embedding.abs().sum()[None],
+            classes=nn.functional.cross_entropy(logits, labels, reduction="sum"),
+            box=embedding.sum().square(),
+            foreground=torch.tensor(len(images)),
+        )
 
 
 def run(detector, folder, **changes):
@@ -155,9 +163,9 @@ def test_a_step_uses_the_scheduled_learning_rate(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_with_step_terms_and_advice_and_keeps_the_last_good_state(tmp_path):
     class Diverging(FakeDetector):
-        def losses(self, *args):
-            terms = super().losses(*args)
-            return terms | {"box": terms["box"] * (float("inf") if self.calls == 5 else 1)}
+        def loss_sums(self, *args):
+            sums = super().loss_sums(*args)
+            return dataclasses.replace(sums, box=sums.box * (float("inf") if self.calls == 5 else 1))
 
     with pytest.raises(TrainingDiverged) as caught:
         run(Diverging(), tmp_path)
@@ -173,10 +181,11 @@ def test_a_loss_that_is_not_finite_stops_with_step_terms_and_advice_and_keeps_th
 
 def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path):
     class Exploding(FakeDetector):
-        def losses(self, *args):
-            terms = super().losses(*args)
+        def loss_sums(self, *args):
+            sums = super().loss_sums(*args)
             # the square root of zero: a finite loss with an infinite gradient
-            return terms | {"box": (next(self.body.parameters()) * 0).abs().sum().sqrt()} if self.calls == 6 else terms
+            broken = (next(self.body.parameters()) * 0).abs().sum().sqrt()
+            return dataclasses.replace(sums, box=broken) if self.calls == 6 else sums
 
     with pytest.raises(TrainingDiverged, match=r"step 6: body\.0\.weight is not finite"):
         run(Exploding(), tmp_path)
@@ -220,31 +229,38 @@ def build_real(freeze="all"):
     return build_detector(model, card, clip.visual)
 
 
-def run_real(detector, folder, **changes):
+def run_real(detector, folder, precision="float32", **changes):
     params = dataclasses.replace(TRAIN, **changes)
     text = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
-    return train(detector, Noise(64), text, params, device=CPU, checkpoint=folder / "c.safetensors")
+    checkpoint = folder / "c.safetensors"
+    return train(detector, Noise(64), text, params, device=CPU, checkpoint=checkpoint, precision=precision)
 
 
-@pytest.mark.parametrize("freeze", ["all", "norm_eval", "none"])
-def test_the_real_detector_resumes_bit_for_bit_in_every_freeze_mode(tmp_path, monkeypatch, freeze):
+@pytest.mark.parametrize(
+    ("freeze", "passes", "precision"),
+    [("all", 1, "float32"), ("norm_eval", 1, "float32"), ("none", 1, "float32"), ("all", 2, "float32"),
+     ("all", 1, "bfloat16")],
+)  # fmt: skip
+def test_the_real_detector_resumes_bit_for_bit(tmp_path, monkeypatch, freeze, passes, precision):
+    changes = {"batch_size": 2 * passes, "accumulation": passes, "precision": precision}
     whole = build_real(freeze)
-    rows = run_real(whole, tmp_path / "whole")
+    rows = run_real(whole, tmp_path / "whole", **changes)
 
     killed = build_real(freeze)
-    losses, calls = killed.losses, []
+    loss_sums, calls = killed.loss_sums, []
 
-    def losses_until_killed(*args):
+    def sums_until_killed(*args):
         calls.append(1)
-        if len(calls) == 5:
+        if len(calls) == 4 * passes + passes:  # the last pass of step 5
             raise Interrupted
-        return losses(*args)
+        return loss_sums(*args)
 
-    monkeypatch.setattr(killed, "losses", losses_until_killed)
+    monkeypatch.setattr(killed, "loss_sums", sums_until_killed)
     with pytest.raises(Interrupted):
-        run_real(killed, tmp_path)
+        run_real(killed, tmp_path, **changes)
     again = build_real(freeze)
-    assert without_speed(run_real(again, tmp_path)) == without_speed(rows)
+    assert without_speed(run_real(again, tmp_path, **changes)) == without_speed(rows)
+    assert len(rows) == 7
     assert_equal_state(again, whole)
 
 

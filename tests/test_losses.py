@@ -5,19 +5,54 @@ import math
 import pytest
 import torch
 
-from fvlm.detector.losses import box_loss, class_loss, rpn_box_loss, rpn_score_loss
+from fvlm.detector.losses import (
+    LossSums,
+    Normalisers,
+    box_sum,
+    box_term,
+    class_sum,
+    rpn_box_elements,
+    rpn_box_sums,
+    rpn_score_sum,
+)
 
 
-def test_rpn_score_loss_divides_by_the_nominal_sample_not_by_the_sampled():
+def terms(normalisers, **sums):
+    """The early terms of these sums; those not given are 0."""
+    zero = torch.zeros(())
+    names = ("rpn_score", "rpn_box", "classes", "box", "foreground")
+    return normalisers.early_terms(LossSums(**{name: sums.get(name, zero) for name in names}))
+
+
+def rpn_box_loss(deltas, targets, positive):
+    elements = rpn_box_elements(targets, positive)
+    return terms(Normalisers(1, elements, 1), rpn_box=rpn_box_sums(deltas, targets, positive))["rpn_box"]
+
+
+def box_loss(deltas, targets, labels):
+    return box_term(box_sum(deltas, targets, labels), (labels > 0).sum())
+
+
+def test_rpn_score_sum_is_over_the_sampled_anchors_alone():
     logits = torch.tensor([[0.0, 0.0, 7.0]])
     positive = torch.tensor([[True, False, False]])
     sampled = torch.tensor([[True, True, False]])  # the third would cost much
-    assert rpn_score_loss(logits, positive, sampled, 256).item() == pytest.approx(2 * math.log(2) / 256)
+    assert rpn_score_sum(logits, positive, sampled).item() == pytest.approx(2 * math.log(2))
 
 
-def test_rpn_score_loss_divides_by_the_batch():
-    logits, positive = torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.bool)
-    assert rpn_score_loss(logits, positive, ~positive, 2).item() == pytest.approx(math.log(2))
+def test_an_infinite_logit_that_is_not_sampled_costs_nothing_and_has_no_gradient():
+    logits = torch.tensor([[0.0, math.inf]], requires_grad=True)
+    no = torch.zeros(1, 2, dtype=torch.bool)
+    loss = rpn_score_sum(logits, no, torch.tensor([[True, False]]))
+    loss.backward()
+    assert logits.grad is not None
+    assert loss.item() == pytest.approx(math.log(2)) and logits.grad.tolist() == [[0.5, 0]]
+
+
+def test_score_and_class_terms_are_divided_by_the_nominal_samples_of_the_batch():
+    of_batch = Normalisers(rpn_score=4 * 256, rpn_box=torch.ones(5), classes=4 * 512)
+    found = terms(of_batch, rpn_score=torch.tensor(512.0), classes=torch.tensor(512.0))
+    assert found["rpn_score"] == 0.5 and found["class"] == 0.25
 
 
 def test_rpn_box_loss_is_a_mean_per_level_then_a_sum_over_levels():
@@ -44,10 +79,10 @@ def test_rpn_box_loss_without_positives_is_zero_and_has_a_gradient():
     assert loss.item() == 0 and deltas.grad is not None and deltas.grad.abs().sum() == 0
 
 
-def test_class_loss_weighs_background_and_divides_by_the_number_of_regions():
+def test_class_sum_weighs_background():
     logits = torch.zeros(4, 3)  # every term is log 3
     labels = torch.tensor([1, 0, 0, 0])
-    assert class_loss(logits, labels, 0.2).item() == pytest.approx((1 + 3 * 0.2) * math.log(3) / 4)
+    assert class_sum(logits, labels, 0.2).item() == pytest.approx((1 + 3 * 0.2) * math.log(3))
 
 
 def test_box_loss_averages_over_foreground_elements_only():

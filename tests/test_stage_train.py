@@ -32,7 +32,7 @@ def world(tmp_path, monkeypatch):
     """A working directory with everything that `train` reads, made without the earlier stages; gives its params."""
     monkeypatch.chdir(tmp_path)
     tree = yaml.safe_load((ROOT / "recipes" / "emoji.yaml").read_text(encoding="utf-8"))
-    tree["compute"] = {"device": "cpu", "threads": 1}
+    tree["compute"] |= {"device": "cpu", "threads": 1}
     tree["data"] = {"dataset": "coco_folder", "root": "pictures"}
     tree["model"] |= {"image_size": 64, "fpn_channels": 8, "head_channels": 8, "head_fc_dim": 16}
     tree["train"] |= {"steps": 12, "batch_size": 2, "warmup_steps": 2, "checkpoint_every": 2, "learning_rate": 0.001}
@@ -200,3 +200,119 @@ def test_the_texts_of_training_are_background_and_the_supervised_classes_by_risi
     assert names[1:4] == ["person", "bicycle", "car"]
     assert len(names) == 49
     assert seen["text"][:, 0].tolist() == [metadata["names"].index(name) for name in names]
+
+
+# Several processes, started as a user starts them.
+
+COMMAND = [sys.executable, "-m", "fvlm", "train", "--setting", "zsd"]
+
+
+def make_params(**changes):
+    """params.yaml with other compute and train values."""
+    tree = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        tree["compute" if key in tree["compute"] else "train"][key] = value
+    Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+
+
+def call(command=COMMAND, **environment):
+    """The command's process, in a session of its own, its two outputs in pipes."""
+    return subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def processes_of(session):
+    """Process ids of the session that are still alive."""
+    listed = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(session)], capture_output=True, text=True).stdout
+    return [line.split()[0] for line in listed.splitlines() if not line.split()[1].startswith("Z")]
+
+
+@pytest.mark.slow
+def test_two_processes_killed_with_signal_9_end_together_and_go_on_to_the_same_bytes(world):
+    make_params(processes=2, steps=30)
+    out, err = (whole := call()).communicate(timeout=300)
+    assert (whole.returncode, err) == (0, "")
+    assert out.count("parameters train") == 1 and "2 processes x 1 passes x 1" in out
+    expected = model_bytes()
+    assert json.loads(layout.train_record("zsd").read_text())["params"]["compute"]["processes"] == 2
+    layout.model("zsd").unlink()
+
+    killed = call()
+    deadline_s = time.monotonic() + 120
+    while not list(layout.CHECKPOINTS.glob("zsd-*.safetensors")) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate(timeout=60)
+    while processes_of(killed.pid) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert processes_of(killed.pid) == [], "none is left to write into the next run's files"
+    assert not layout.model("zsd").exists()
+
+    out, err = (again := call()).communicate(timeout=300)
+    assert (again.returncode, err) == (0, "")
+    assert "going on after step" in out
+    assert model_bytes() == expected
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_all_with_one_line_and_code_2(world):
+    make_params(processes=2)
+    broken = sorted(Path("pictures/train2017").glob("*.jpg"))[-1]
+    broken.write_bytes(broken.read_bytes()[:300])
+    process = call()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    (line,) = err.splitlines()
+    assert line.startswith("error: ") and broken.name in line
+    assert processes_of(process.pid) == []
+
+
+@pytest.mark.slow
+def test_an_error_of_all_processes_is_one_line(world):
+    make_params(processes=2, learning_rate=1e20, optimizer="sgd")
+    process = call()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    (line,) = err.splitlines()
+    assert "lower train.learning_rate" in line
+
+
+@pytest.mark.slow
+def test_torchrun_is_used_where_it_is_and_must_start_as_many_as_the_params_say(world):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "localhost"]
+    run_it = [*torchrun, "--nproc-per-node", "2", *COMMAND[1:]]
+    make_params(processes=3, batch_size=3)
+    process = call(run_it)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    said = [line for line in err.splitlines() if "compute.processes: expected the 2 that torchrun started" in line]
+    assert len(said) == 1
+
+    make_params(processes=2, batch_size=2)
+    process = call(run_it)
+    process.communicate(timeout=300)
+    assert process.returncode == 0, process
+    under_torchrun = model_bytes()
+    process = call()
+    process.communicate(timeout=300)
+    assert model_bytes() == under_torchrun
+
+
+@pytest.mark.slow
+def test_a_terminated_training_leaves_no_process(world):
+    make_params(processes=2, steps=100000)
+    process = call()
+    deadline_s = time.monotonic() + 120
+    while not list(layout.CHECKPOINTS.glob("zsd-*.safetensors")) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in err
+    assert processes_of(process.pid) == []

@@ -3,8 +3,11 @@
 from typing import Any
 
 import torch
+from torchvision.models.detection._utils import Matcher
+from torchvision.ops import box_iou
 
 from fvlm.detector.box_head import REGION_CODER
+from fvlm.detector.rpn import ANCHOR_CODER
 from fvlm.detector.targets import assign_anchors, sample_regions
 
 GT = torch.tensor([[0.0, 0, 10, 10]])
@@ -66,3 +69,29 @@ def test_regions_without_ground_truth_are_all_background():
         torch.rand(5, 4), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), sample_size=3, positive_fraction=0.25
     )
     assert regions.labels.tolist() == [0, 0, 0]
+
+
+def test_anchors_match_as_torchvisions_matcher_says():
+    generator = torch.Generator().manual_seed(0)
+    corners = 50 * torch.rand(300, 2, generator=generator)
+    anchors = torch.cat([corners, corners + 5 + 20 * torch.rand(300, 2, generator=generator)], dim=1)
+    gt = torch.cat([anchors[:3] + 1, anchors[5:6], anchors[5:6]])  # two boxes in one place too
+    match = Matcher(0.7, 0.3, allow_low_quality_matches=True)(box_iou(gt, anchors))
+    targets = assign_anchors(anchors, gt, **SAMPLE)
+    assert torch.equal(targets.positive, match >= 0)
+    assert torch.equal(targets.negative, match == Matcher.BELOW_LOW_THRESHOLD)
+    expected = ANCHOR_CODER.encode_single(gt[match.clamp(min=0)], anchors)
+    assert torch.equal(targets.deltas[targets.positive], expected[targets.positive])
+    assert (targets.deltas[~targets.positive] == 0).all()
+
+
+def test_a_sample_is_the_generators_and_every_candidate_can_be_in_it():
+    def sample(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return assign_anchors(torch.rand(6, 4), torch.zeros(0, 4), generator=generator, **SAMPLE).sampled
+
+    torch.manual_seed(1)
+    first = sample(7)
+    torch.manual_seed(2)
+    assert torch.equal(sample(7), first)
+    assert torch.stack([sample(seed) for seed in range(50)]).float().mean(0).sub(4 / 6).abs().max() < 0.25

@@ -191,7 +191,7 @@ def test_the_number_of_cores_does_not_reach_the_stages(tmp_path: Path) -> None:
 def test_the_slurm_profile_sends_training_to_a_gpu_node(tmp_path: Path) -> None:
     pytest.importorskip("snakemake_executor_plugin_slurm")
     project = Project(tmp_path / "fvlm")
-    project.edit(lambda tree: tree["compute"].update(device="cuda"))
+    project.edit(lambda tree: tree["compute"].update(device="cuda", threads=2))
     plan = project.call("snakemake", "all", "-n", "--workflow-profile", "workflow/profiles/slurm")
     resources = dict(re.findall(r"^rule (\w+):\n(?: .*\n)*? +resources: (.*)", plan, flags=re.MULTILINE))
     for rule in ("train", "detect"):
@@ -200,3 +200,16 @@ def test_the_slurm_profile_sends_training_to_a_gpu_node(tmp_path: Path) -> None:
         assert "slurm_partition=cpu" in resources[rule]
         assert "gpu=1" not in resources[rule]
     assert "runtime=1440" in resources["train"]
+
+
+def test_a_training_of_four_processes_is_one_job_with_four_gpus_and_their_cores(tmp_path: Path) -> None:
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    project = Project(tmp_path / "fvlm")
+    project.edit(lambda tree: tree["compute"].update(device="cuda", threads=2, processes=4))
+    project.edit(lambda tree: tree["train"].update(workers=3))
+    plan = project.call("snakemake", "all", "-n", "--workflow-profile", "workflow/profiles/slurm", "--cores", "64")
+    jobs = dict(re.findall(r"^rule (\w+):\n((?: .*\n)*)", plan, flags=re.MULTILINE))
+    assert "gpu=4" in jobs["train"] and "nodes=1" in jobs["train"] and "threads: 20" in jobs["train"]
+    assert "tasks" not in jobs["train"], "the plugin would start so many for each GPU"
+    assert "gpu=1" in jobs["detect"] and "threads: 2\n" in jobs["detect"]
+    assert "gpu=4" in project.call("snakemake", "all", "-n", "--cores", "64"), "without the profile too"

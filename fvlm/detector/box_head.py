@@ -109,4 +109,5 @@ class BoxHead(nn.Module):
         for conv, norm in zip(self.convs, self.conv_norms, strict=True):
             x = F.relu(norm(conv(x)), inplace=True)  # the norm's backward pass reads its input alone
         x = F.relu(self.fc_norm(self.fc(x.flatten(1))), inplace=True).float()
-        return self.embedding(x), self.box(x)
+        with torch.autocast(x.device.type, enabled=False):  # what is compared with texts and decoded stays exact
+            return self.embedding(x), self.box(x)

@@ -8,7 +8,6 @@ Both embeddings are compared with the same text embeddings. Training reads the f
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +15,23 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
-from ..params import Model, Train
+from ..params import Compute, Model, Train
 from ..vlm.clip import C5_STRIDE, ImageTower, VlmCard
 from ..vlm.pooling import pool_regions
 from .box_head import REGION_CODER, BoxHead, pool_pyramid
-from .fpn import FeaturePyramid
-from .losses import box_loss, class_loss, rpn_box_loss, rpn_score_loss
+from .fpn import STRIDES, FeaturePyramid
+from .losses import (
+    LossSums,
+    Normalisers,
+    box_sum,
+    box_term,
+    class_sum,
+    rpn_box_elements,
+    rpn_box_sums,
+    rpn_score_sum,
+)
 from .rpn import RpnHead, anchors_on, propose
-from .targets import assign_anchors, sample_regions
+from .targets import AnchorTargets, assign_anchors, sample_regions
 
 
 @dataclass(frozen=True)
@@ -70,57 +78,108 @@ class FVLM(nn.Module):
         return self.model.temperature * self.temperature_scale
 
     def losses(
-        self, images: Tensor, targets: Sequence[tuple[Tensor, Tensor]], text: Tensor, train: Train
+        self,
+        images: Tensor,
+        targets: Sequence[tuple[Tensor, Tensor]],
+        text: Tensor,
+        train: Train,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> dict[str, Tensor]:
         """The four terms whose sum is minimised: rpn_score, rpn_box, class, box; float32 scalars.
+
+        This is a whole batch in one piece. For a part of one, see `anchor_targets` and `loss_sums`.
 
         Args:
             images: (N, 3, S, S) CLIP-normalised, padded with zeros.
             targets: for each image boxes (G, 4) xyxy pixels and labels (G,) in 1..K; G may be 0.
             text: (1 + K, D) embeddings of background and the K supervised classes.
             train: sample sizes and the background weight.
-
-        Anchors and regions are sampled from torch's global generator: seed it for a repeatable step.
+            generators: what the anchors and regions of each image are sampled from; None for torch's global one.
         """
-        pyramid = self.fpn(self.tower(images))
-        logits, deltas = self.rpn(pyramid)
-        anchors = self._anchors(pyramid)
-        canvas = [cast(tuple[int, int], tuple(images.shape[-2:]))] * len(images)
-        proposals = self._propose(logits, deltas, anchors, canvas)
+        canvas_hw = (images.shape[-2], images.shape[-1])
+        anchor_targets = self.anchor_targets([boxes for boxes, _ in targets], canvas_hw, train, generators)
+        elements = self.rpn_box_elements(anchor_targets, canvas_hw)
+        sums = self.loss_sums(images, targets, anchor_targets, text, train, generators)
+        terms = normalisers(len(images), elements, train).early_terms(sums)
+        return terms | {"box": box_term(sums.box, sums.foreground)}
 
-        flat_anchors = torch.cat(anchors)
-        per_image = [
+    @torch.no_grad()
+    def anchor_targets(
+        self,
+        boxes: Sequence[Tensor],
+        canvas_hw: tuple[int, int],
+        train: Train,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> list[AnchorTargets]:
+        """What the RPN shall say of images with these ground-truth boxes (G, 4). The network has no part in it."""
+        anchors = torch.cat(self._anchors(canvas_hw))
+        return [
             assign_anchors(
-                flat_anchors,
-                boxes,
+                anchors,
+                of_image,
                 sample_size=train.rpn_anchors_per_image,
                 positive_fraction=train.rpn_positive_fraction,
+                generator=generator,
             )
-            for boxes, _ in targets
+            for of_image, generator in zip(boxes, _each(generators, len(boxes)), strict=True)
         ]
-        positive = torch.stack([t.positive for t in per_image])
-        counts = [len(a) for a in anchors]
-        regions = [
-            sample_regions(boxes, *gt, sample_size=train.rois_per_image, positive_fraction=train.roi_positive_fraction)
-            for (boxes, _), gt in zip(proposals, targets, strict=True)
-        ]
+
+    @torch.no_grad()
+    def rpn_box_elements(self, targets: Sequence[AnchorTargets], canvas_hw: tuple[int, int]) -> Tensor:
+        """(5,) int64: how many elements of these targets the RPN's box loss counts, on each level."""
+        counts = [len(anchors) for anchors in self._anchors(canvas_hw)]
+        return torch.stack(
+            [rpn_box_elements(list(t.deltas.split(counts)), list(t.positive.split(counts))) for t in targets]
+        ).sum(0)
+
+    def loss_sums(
+        self,
+        images: Tensor,
+        targets: Sequence[tuple[Tensor, Tensor]],
+        anchor_targets: Sequence[AnchorTargets],
+        text: Tensor,
+        train: Train,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> LossSums:
+        """The sums of the four losses over `images`, which may be a part of the batch; arguments as in `losses`.
+
+        Under autocast the network runs in its precision; matching, losses and cosines are float32 all the same.
+        """
+        pyramid = self.fpn(self._tower_features(images))
+        logits, deltas = self.rpn(pyramid)
+        canvas_hw = (images.shape[-2], images.shape[-1])
+        anchors = self._anchors(canvas_hw)
+        proposals = self._propose(logits, deltas, anchors, [canvas_hw] * len(images))
+        with torch.no_grad():
+            regions = [
+                sample_regions(
+                    boxes,
+                    *gt,
+                    sample_size=train.rois_per_image,
+                    positive_fraction=train.roi_positive_fraction,
+                    generator=generator,
+                )
+                for (boxes, _), gt, generator in zip(proposals, targets, _each(generators, len(images)), strict=True)
+            ]
         labels = torch.cat([r.labels for r in regions])
         embeddings, box_deltas = self._embed([r.boxes for r in regions], pyramid)
-        return {
-            "rpn_score": rpn_score_loss(
-                torch.cat(logits, dim=1),
-                positive,
-                torch.stack([t.sampled for t in per_image]),
-                train.rpn_anchors_per_image,
-            ),
-            "rpn_box": rpn_box_loss(
-                deltas,
-                list(torch.stack([t.deltas for t in per_image]).split(counts, dim=1)),
-                list(positive.split(counts, dim=1)),
-            ),
-            "class": class_loss(cosine(embeddings, text) / self.temperature, labels, train.background_weight),
-            "box": box_loss(box_deltas, torch.cat([r.deltas for r in regions]), labels),
-        }
+
+        counts = [len(a) for a in anchors]
+        positive = torch.stack([t.positive for t in anchor_targets])
+        with _float32(images.device):
+            return LossSums(
+                rpn_score=rpn_score_sum(
+                    torch.cat(logits, dim=1), positive, torch.stack([t.sampled for t in anchor_targets])
+                ),
+                rpn_box=rpn_box_sums(
+                    deltas,
+                    list(torch.stack([t.deltas for t in anchor_targets]).split(counts, dim=1)),
+                    list(positive.split(counts, dim=1)),
+                ),
+                classes=class_sum(cosine(embeddings, text) / self.temperature, labels, train.background_weight),
+                box=box_sum(box_deltas, torch.cat([r.deltas for r in regions]), labels),
+                foreground=(labels > 0).sum(),
+            )
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes_hw: Sequence[tuple[int, int]], text: Tensor) -> list[Regions]:
@@ -133,17 +192,19 @@ class FVLM(nn.Module):
 
         Both branches look at the proposals, not at the refined boxes (F-VLM's `task_heads.py`).
         """
-        features = self.tower(images)
+        features = self._tower_features(images)
         pyramid = self.fpn(features)
         logits, deltas = self.rpn(pyramid)
-        proposals = self._propose(logits, deltas, self._anchors(pyramid), sizes_hw)
+        canvas_hw = (images.shape[-2], images.shape[-1])
+        proposals = self._propose(logits, deltas, self._anchors(canvas_hw), sizes_hw)
         boxes = [b for b, _ in proposals]
         counts = [len(b) for b in boxes]
         embeddings, box_deltas = self._embed(boxes, pyramid)
         shift = C5_STRIDE / 2 if self.model.vlm_crop == "aligned" else 0.0
-        vlm_embeddings = pool_regions(
-            self.tower.attnpool, features["C5"], [b - shift for b in boxes], grid=self.grid, stride=C5_STRIDE
-        )
+        with _float32(images.device):
+            vlm_embeddings = pool_regions(
+                self.tower.attnpool, features["C5"], [b - shift for b in boxes], grid=self.grid, stride=C5_STRIDE
+            )
         rows = zip(
             proposals,
             sizes_hw,
@@ -163,9 +224,14 @@ class FVLM(nn.Module):
             for (proposal, score), size_hw, delta, detector_similarity, vlm_similarity in rows
         ]
 
-    def _anchors(self, pyramid: dict[str, Tensor]) -> list[Tensor]:
-        sizes = tuple((x.shape[-2], x.shape[-1]) for x in pyramid.values())
-        return anchors_on(pyramid["P2"].device, sizes, self.model.anchor_scale)
+    def _tower_features(self, images: Tensor) -> dict[str, Tensor]:
+        """C2..C5. A frozen tower keeps no activation for a backward pass that would have nothing to do."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.tower.mode != "all"):
+            return self.tower(images)
+
+    def _anchors(self, canvas_hw: tuple[int, int]) -> list[Tensor]:
+        sizes_hw = tuple((canvas_hw[0] // stride, canvas_hw[1] // stride) for stride in STRIDES)
+        return anchors_on(self.temperature_scale.device, sizes_hw, self.model.anchor_scale)
 
     def _propose(
         self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes_hw: Sequence[tuple[int, int]]
@@ -185,10 +251,47 @@ class FVLM(nn.Module):
 
 
 def cosine(embeddings: Tensor, text: Tensor) -> Tensor:
-    """(R, D) and (1 + K, D) -> (R, 1 + K) cosines, in float32 whatever the inputs' precision."""
-    return F.normalize(embeddings.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+    """(R, D) and (1 + K, D) -> (R, 1 + K) cosines, in float32 whatever the inputs' precision, also under autocast."""
+    with _float32(embeddings.device):
+        return F.normalize(embeddings.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+
+
+def normalisers(images: int, rpn_box_elements: Tensor, train: Train) -> Normalisers:
+    """Those of a batch of `images`, whose RPN box loss counts `rpn_box_elements` (5,)."""
+    return Normalisers(
+        rpn_score=images * train.rpn_anchors_per_image,
+        rpn_box=rpn_box_elements,
+        classes=images * train.rois_per_image,
+    )
+
+
+def _each(generators: Sequence[torch.Generator] | None, count: int) -> Sequence[torch.Generator | None]:
+    return [None] * count if generators is None else generators
+
+
+def _float32(device: torch.device) -> torch.autocast:
+    """No autocast inside: matrix products are computed in the precision of what they are given."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def build_detector(model: Model, card: VlmCard, visual: ModifiedResNet) -> FVLM:
     """A detector on the image tower `visual` of the VLM `card`, its head drawn from torch's global generator."""
     return FVLM(ImageTower(visual, model.freeze), card.model_config["embed_dim"], card.grid, model)
+
+
+def arrange(detector: FVLM, compute: Compute) -> None:
+    """Lay `detector` out in memory and compile it, as `compute` says; in place, names in the state dict stay.
+
+    Its four parts with weights are compiled one by one. What lies between them (proposals, matching, RoIAlign) has
+    sizes that depend on the picture and is fused by no compiler. The number of regions may change from batch to batch,
+    so the box head is compiled for any. Where processes train together only the tower is compiled: the other parts'
+    batch norms talk to the other processes, which a compiled graph cannot.
+    """
+    if compute.channels_last:
+        detector.to(memory_format=torch.channels_last)
+    if compute.compile:
+        detector.tower.compile(dynamic=False)
+        if compute.processes == 1:
+            detector.fpn.compile(dynamic=False)
+            detector.rpn.compile(dynamic=False)
+            detector.box_head.compile(dynamic=True)

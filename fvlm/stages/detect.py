@@ -8,12 +8,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import layout
-from ..compute import set_up
+from ..compute import autocast, set_up
 from ..data.coco import load_instances
 from ..data.dataset import ValidationPictures, check_pictures_exist
 from ..data.loading import validation_batches
 from ..data.transforms import scale_xyxy
-from ..detector.detector import FVLM, Regions, build_detector
+from ..detector.detector import FVLM, Regions, arrange, build_detector
 from ..errors import InputError
 from ..evaluation.raw import RawDetections
 from ..io import read_json
@@ -45,7 +45,9 @@ def detect_all(params: Params, model_path: Path, remedy: str, output: Path) -> N
     pictures = ValidationPictures(
         split, image_dir, canvas_size=detector.model.image_size, mean=card.image_mean, std=card.image_std
     )
-    raw = run_detector(detector.to(device), pictures, text["embeddings"].to(device), params.detect)
+    arrange(detector.to(device), params.compute)
+    with autocast(device, params.compute.precision):
+        raw = run_detector(detector, pictures, text["embeddings"].to(device), params.detect)
     RawDetections(
         **raw,
         names=tuple(text_metadata["names"]),

@@ -27,7 +27,8 @@ def run(params: Params, mode: FreezeMode) -> None:
     params = dataclasses.replace(params, model=dataclasses.replace(params.model, freeze=mode))
     folder = layout.freeze_mode(mode)
     outputs = Outputs(folder / "model.safetensors", folder / "losses.csv", folder / "train.json")
-    train_detector(params, SETTING, outputs)
+    if not train_detector(params, SETTING, outputs).is_main:
+        return
     raw_path = folder / "raw_detections.safetensors"
     detect_all(params, outputs.model, f"python -m fvlm freeze_mode --mode {mode}", raw_path)
     splits = {name: load_instances(layout.val_split(name)) for name in layout.PROTOCOLS}

@@ -14,17 +14,19 @@ from torch import Tensor
 
 import fvlm
 
-from .. import layout
+from .. import layout, processes
 from ..checkpoint import checkpoint_key, deciding_params
 from ..compute import set_up
 from ..data.coco import CocoDict, load_instances
 from ..data.dataset import TrainingPictures, check_pictures_exist
-from ..detector.detector import build_detector
+from ..detector.detector import arrange, build_detector
 from ..errors import InputError
 from ..io import read_json, sha256_of_file, write_csv, write_json
 from ..params import Params
 from ..tensors import load_tensors, save_tensors, sha256_of_tensors
 from ..training.loop import COLUMNS, train
+from ..training.parallel import World
+from ..training.preflight import out_of_memory, preflight
 from ..vlm.clip import VlmCard, load_card, load_clip
 
 
@@ -44,16 +46,22 @@ def run(params: Params, setting: str) -> None:
     )
 
 
-def train_detector(params: Params, setting: str, outputs: Outputs) -> None:
+def train_detector(params: Params, setting: str, outputs: Outputs) -> World:
     """Train the detector of `setting` from the pipeline's files, and write `outputs`.
 
+    Called by several processes, they train it together, and rank 0 writes.
+
     The model file has no time and no commit in it: equal params give equal bytes. Those stand in the record.
+
+    Returns:
+        Which of the processes this is. Their connection has ended.
 
     Raises:
         InputError: a file of an earlier stage is missing, broken or does not fit the others; TrainingDiverged is one.
         RuntimeError: `freeze: all` did not keep the tower, which is our fault.
     """
-    device = set_up(params.compute)
+    device = set_up(params.compute, processes.local_rank())
+    world = World(processes.rank(), processes.join(params.compute))
     split, image_dir, images_sha256 = _training_data(params, setting)
     card = load_card(layout.VLM_CARD)
     text, text_sha256 = _supervised_text(split, card)
@@ -74,15 +82,36 @@ def train_detector(params: Params, setting: str, outputs: Outputs) -> None:
         mean=card.image_mean,
         std=card.image_std,
     )
+    supervised = [category["name"] for category in _by_id(split)]
+    del split  # gigabytes for COCO, in every process
     torch.manual_seed(params.train.seed)
     detector = build_detector(params.model, card, clip.visual)
     tower_before = detector.tower.hash()
-    rows = train(detector, pictures, text, params.train, device=device, checkpoint=checkpoint)
+    if world.is_main:
+        print(preflight(detector, params, device), flush=True)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # every batch has the same sizes; detection's regions have not
+    arrange(detector.to(device), params.compute)
+    try:
+        rows = train(
+            detector,
+            pictures,
+            text,
+            params.train,
+            device=device,
+            checkpoint=checkpoint,
+            precision=params.compute.precision,
+            world=world,
+        )
+    except torch.cuda.OutOfMemoryError:
+        raise InputError(out_of_memory(params)) from None
+    processes.leave()
+    if not world.is_main:
+        return world
     tower_after = detector.tower.hash()
     if params.model.freeze == "all" and tower_after != tower_before:
         raise RuntimeError("freeze is all, but training changed the image tower; this is a bug of fvlm.vlm")
 
-    supervised = [category["name"] for category in _by_id(split)]
     save_tensors(
         outputs.model,
         detector.state_dict(),
@@ -120,6 +149,7 @@ def train_detector(params: Params, setting: str, outputs: Outputs) -> None:
         },
     )
     checkpoint.unlink(missing_ok=True)
+    return world
 
 
 def _training_data(params: Params, setting: str) -> tuple[CocoDict, Path, str]:

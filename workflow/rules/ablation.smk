@@ -32,9 +32,9 @@ rule freeze_mode:
         "logs/benchmarks/freeze_mode/{mode}.tsv"
     conda:
         "../envs/fvlm.yaml"
-    threads: THREADS
+    threads: TRAIN_THREADS
     resources:
-        gpu=GPUS,
+        gpu=TRAIN_GPUS,
     params:
         sections=sections("compute", "model", "train", "detect", "evaluate"),
     shell:

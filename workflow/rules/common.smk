@@ -35,6 +35,10 @@ GPUS = 1 if config["compute"]["device"] == "cuda" else 0
 # a weights file of the user's: a change of it is noticed like that of any input. DVC has no dependency that is there in
 # some params only; the vlm stage says so.
 OWN_WEIGHTS = [str(path)] if (path := weights_path(config["vlm"]["weights"])) else []
+# A training's processes are tasks of one job: the stage starts them itself, each with its threads, loaders and GPU.
+PROCESSES = config["compute"]["processes"]
+TRAIN_THREADS = PROCESSES * (THREADS + config["train"]["workers"])
+TRAIN_GPUS = PROCESSES * GPUS
 MANIFEST = f"data/{config['data']['dataset']}/manifest.json"
 
 

@@ -89,6 +89,9 @@ rule train:
             "fvlm/detector/targets.py",
             "fvlm/schedule.py",
             "fvlm/training/loop.py",
+            "fvlm/training/parallel.py",
+            "fvlm/training/preflight.py",
+            "fvlm/training/step.py",
             "fvlm/vlm/clip.py",
             "fvlm/vlm/freeze.py",
             "fvlm/vlm/pooling.py",
@@ -108,9 +111,9 @@ rule train:
         "logs/benchmarks/train/{setting}.tsv"
     conda:
         "../envs/fvlm.yaml"
-    threads: THREADS
+    threads: TRAIN_THREADS
     resources:
-        gpu=GPUS,
+        gpu=TRAIN_GPUS,
     params:
         sections=sections("compute", "model", "train"),
     shell:
