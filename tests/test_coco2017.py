@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -301,6 +302,17 @@ def test_a_second_process_at_the_same_folder_is_refused(world):
     ):
         world.obtain()
     world.obtain()
+
+
+def test_a_disk_that_fills_up_on_the_way_is_named_and_what_came_is_kept(world, monkeypatch):
+    def full(remote: object, part: Path) -> None:
+        part.write_bytes(b"begun")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(coco2017, "fetch", full)
+    with pytest.raises(OSError, match=r"No space left on device: 'data/coco2017'"):
+        world.obtain()
+    assert (world.root / ".annotations_trainval2017.zip.part").read_bytes() == b"begun"
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(world, monkeypatch):

@@ -103,6 +103,9 @@ def obtain(root: Path, archives: Sequence[Archive], address: str) -> None:
             f"{root}: expected a folder to download to, but it cannot be written ({error}); where COCO 2017 is there "
             "already, name its folder in data.root or FVLM_DATA_ROOT: nothing is fetched then"
         ) from None
+    except OSError as error:
+        error.filename = error.filename or str(root)  # a full disk, which Python does not name
+        raise
 
 
 def _missing(root: Path, archives: Sequence[Archive]) -> list[Archive]:
