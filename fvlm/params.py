@@ -72,7 +72,7 @@ class Data:
     """Pictures and instance annotations, in COCO's layout."""
 
     dataset: Literal["emoji", "coco_folder", "coco2017"] = spec(
-        "emoji: rendered here; coco_folder: pictures that you have; coco2017: downloaded, 41 GB of disk, or in root"
+        "emoji: rendered here; coco_folder: pictures that you have; coco2017: downloaded, 42 GB of disk, or in root"
     )
     root: str | None = spec(
         "folder in COCO's layout; null for data/<dataset>. One that holds coco2017 is only read; the environment's "
