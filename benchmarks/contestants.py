@@ -103,7 +103,8 @@ def build_ours(sizes: Sizes) -> tuple[FVLM, int]:
         if name.endswith("bn3.weight"):
             nn.init.ones_(parameter)  # open_clip starts residual branches at 0
     detector = FVLM(ImageTower(clip.visual, "all"), config["embed_dim"], round((grid - 1) ** 0.5), model)
-    return detector.to(sizes.device, memory_format=_layout(sizes.channels_last)), config["embed_dim"]
+    detector.to(sizes.device).to(memory_format=_layout(sizes.channels_last))
+    return detector, config["embed_dim"]
 
 
 def build_torchvision(sizes: Sizes, trained_stages: tuple[str, ...]) -> FasterRCNN:
@@ -134,12 +135,13 @@ def training(name: str, sizes: Sizes) -> Contestant:
     pictures, targets = sizes.pictures(), sizes.targets()
     model: nn.Module
     if name == OURS:
-        model, embed_dim = build_ours(sizes)
+        ours, embed_dim = build_ours(sizes)
+        model = ours
         text = _text(1 + sizes.classes, embed_dim, sizes.device)
         pictures = pictures.contiguous(memory_format=_layout(sizes.channels_last))
 
         def losses() -> dict[str, Tensor]:
-            return model.losses(pictures, targets, text, train)
+            return ours.losses(pictures, targets, text, train)
     else:
         model = build_torchvision(sizes, TRAINABLE_STAGES[name])
         pictures = pictures.contiguous(memory_format=_layout(sizes.torchvision_channels_last))
@@ -166,12 +168,13 @@ def inference(name: str, sizes: Sizes) -> Contestant:
     pictures = sizes.pictures()
     model: nn.Module
     if name == OURS:
-        model, embed_dim = build_ours(sizes)
+        ours, embed_dim = build_ours(sizes)
+        model = ours
         text = _text(1 + sizes.classes, embed_dim, sizes.device)
         pictures = pictures.contiguous(memory_format=_layout(sizes.channels_last))
 
         def detect() -> Any:
-            return model.detect(pictures, [(sizes.image_size, sizes.image_size)] * sizes.batch, text)
+            return ours.detect(pictures, [(sizes.image_size, sizes.image_size)] * sizes.batch, text)
     else:
         model = build_torchvision(sizes, TRAINABLE_STAGES[name])
         pictures = pictures.contiguous(memory_format=_layout(sizes.torchvision_channels_last))
@@ -193,7 +196,7 @@ def inference(name: str, sizes: Sizes) -> Contestant:
 def _deterministic(on: bool) -> None:
     """Ours runs as the pipeline does (`fvlm.compute.set_up`), torchvision's as its users do."""
     torch.use_deterministic_algorithms(on)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _text(count: int, embed_dim: int, device: torch.device) -> Tensor:

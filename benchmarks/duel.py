@@ -135,7 +135,9 @@ def _profile(
         watch = measure.Stopwatch(device)
         profile(contestant, watch)
         laps.append(watch.seconds)
-    phases = [{"phase": name, "s": statistics.median(lap[name] for lap in laps)} for name in laps[0]]
+    phases: list[dict[str, Any]] = [
+        {"phase": name, "s": statistics.median(lap[name] for lap in laps)} for name in laps[0]
+    ]
     total = sum(row["s"] for row in phases)
     phases = [row | {"share": row["s"] / total} for row in phases]
     top = measure.operators(contestant.run, device)

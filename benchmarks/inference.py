@@ -23,14 +23,14 @@ MODULE = "benchmarks.inference"
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Measure, print, and return the record that --json writes."""
-    arguments, sizes = duel.parse(cast(str, __doc__).splitlines()[0], argv)
+    arguments, sizes = duel.parse(__doc__.splitlines()[0], argv)
     return duel.compare(MODULE, argv, arguments, sizes, (OURS, "torchvision, frozen"), inference, _profile)
 
 
 def _profile(contestant: Contestant, watch: Stopwatch) -> None:
     """One inference, its phases on `watch`: what is in no other phase is `the rest`."""
     detector = cast(FVLM, contestant.model)
-    phases = {
+    phases: dict[str, list[tuple[Any, str]]] = {
         "tower": [(detector.tower, "forward")],
         "FPN": [(detector.fpn, "forward")],
         "RPN": [(detector.rpn, "forward")],

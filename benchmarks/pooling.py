@@ -11,7 +11,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from open_clip.modified_resnet import AttentionPool2d
@@ -38,7 +38,7 @@ COLUMNS = {
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Measure, print, and return the record that --json writes."""
-    parser = argparse.ArgumentParser(description=cast(str, __doc__).splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     measure.common_arguments(parser)
     parser.add_argument("--towers", nargs="+", choices=REAL_TOWERS, default=REAL_TOWERS)
     parser.add_argument("--image-size", type=int, default=1024, help="pixels per side, a multiple of 32")

@@ -24,7 +24,7 @@ MODULE = "benchmarks.train_step"
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Measure, print, and return the record that --json writes."""
-    arguments, sizes = duel.parse(cast(str, __doc__).splitlines()[0], argv)
+    arguments, sizes = duel.parse(__doc__.splitlines()[0], argv)
     names = (OURS, *TRAINABLE_STAGES)
     return duel.compare(MODULE, argv, arguments, sizes, names, training, _profile)
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 def _profile(contestant: Contestant, watch: Stopwatch) -> None:
     """One step, its phases on `watch`: what is in no other phase is `the rest`."""
     detector = cast(FVLM, contestant.model)
-    phases = {
+    phases: dict[str, list[tuple[Any, str]]] = {
         "tower": [(detector.tower, "forward")],
         "FPN": [(detector.fpn, "forward")],
         "RPN": [(detector.rpn, "forward")],

@@ -13,9 +13,9 @@ def set_up(compute: Compute, local_rank: int = 0) -> torch.device:
     threads is set here and in `fvlm.cli`, since Snakemake's --cores (and the OMP_NUM_THREADS that it exports) must not
     change a sum.
 
-    On a GPU they are not: torchvision's deterministic RoIAlign needs gigabytes that its kernel does not, and a GPU's
-    bits change with its model all the same. What is called float32 is float32 there, too: TF32 has the ten mantissa
-    bits of half precision, which divided by a temperature of 0.01 move a logit by 0.1.
+    On a GPU they are not: its bits change with its model all the same, and the price has not been measured. What is
+    called float32 is float32 there, too: TF32 has the ten mantissa bits of half precision, which divided by a
+    temperature of 0.01 move a logit by 0.1.
 
     Raises:
         InputError: device is cuda and there is none, or none for this process, or it cannot compute in bfloat16.
