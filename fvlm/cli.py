@@ -32,7 +32,12 @@ PER_SETTING = ("splits", "train", "detect", "evaluate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 done, 2 bad input (said in one line a finding), 130 interrupted."""
+    """Run one command.
+
+    Returns:
+        The exit code: 0 done, 1 `check` found something wrong, 2 bad input (said in one line a finding), 130
+        interrupted.
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
         return _run(_parser().parse_args(argv), argv)
@@ -70,7 +75,8 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         return 0
     options = {}
     if "setting" in arguments:
-        options["setting"] = _known_setting(arguments.setting, params)
+        asked = params.report.setting if arguments.setting is None else arguments.setting
+        options["setting"] = _known_setting(asked, params)
     if "mode" in arguments:
         if arguments.mode not in FREEZE_MODES:
             raise InputError(f"--mode: expected one of {', '.join(FREEZE_MODES)}, got {arguments.mode!r}")
@@ -81,19 +87,21 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     # Threads that wait for each other shall sleep, not spin: beside any other process a spinning thread holds the core
     # that the awaited one needs, and pretraining on 2 cores was five times slower. Results do not depend on it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if arguments.command == "check":
+        return 0 if _module("fvlm.check").run(params, json_path=arguments.json, **options) else 1
     if arguments.command in TRAINING:
         if processes.under_torchrun():
             processes.enter()
         elif params.compute.processes > 1:
             return processes.launch(params.compute, argv)
-    _stage(arguments.command).run(params, **options)
+    _module(f"fvlm.stages.{arguments.command}").run(params, **options)
     return 0
 
 
-def _stage(name: str) -> types.ModuleType:
-    """The stage's module, imported when it runs: torch takes seconds, and `splits` does not need it."""
+def _module(name: str) -> types.ModuleType:
+    """A command's module, imported when it runs: torch takes seconds, and `splits` does not need it."""
     try:
-        return importlib.import_module(f"fvlm.stages.{name}")
+        return importlib.import_module(name)
     except (RuntimeError, ImportError, OSError) as error:
         if "torchvision" not in str(error) and "libtorch" not in str(error):
             raise
@@ -121,6 +129,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--setting", required=True, help="one of the settings in params.yaml")
         if name == "freeze_mode":
             command.add_argument("--mode", required=True, help=f"one of {', '.join(FREEZE_MODES)}")
+    check = commands.add_parser(
+        "check", help="climb the ladder of checks: where a wrong score comes from, step by step"
+    )
+    check.add_argument("--setting", help="one of the settings in params.yaml (default: report.setting)")
+    check.add_argument("--json", metavar="FILE", help="write the outcome there too")
     commands.add_parser("check-params", help="validate params.yaml and stop")
     commands.add_parser("sync", help="record one engine's results for the other, so that neither builds them again")
     commands.add_parser("schema", help="print the JSON schema of params.yaml")

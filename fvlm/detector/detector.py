@@ -200,11 +200,7 @@ class FVLM(nn.Module):
         boxes = [b for b, _ in proposals]
         counts = [len(b) for b in boxes]
         embeddings, box_deltas = self._embed(boxes, pyramid)
-        shift = C5_STRIDE / 2 if self.model.vlm_crop == "aligned" else 0.0
-        with _float32(images.device):
-            vlm_embeddings = pool_regions(
-                self.tower.attnpool, features["C5"], [b - shift for b in boxes], grid=self.grid, stride=C5_STRIDE
-            )
+        vlm_embeddings = self.embed_by_vlm(features["C5"], boxes)
         rows = zip(
             proposals,
             sizes_hw,
@@ -223,6 +219,12 @@ class FVLM(nn.Module):
             )
             for (proposal, score), size_hw, delta, detector_similarity, vlm_similarity in rows
         ]
+
+    def embed_by_vlm(self, c5: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        """CLIP's own embeddings of boxes: C5 (N, C, H, W) and N x (R_i, 4) xyxy pixels -> (R, D), not normalised."""
+        shift = C5_STRIDE / 2 if self.model.vlm_crop == "aligned" else 0.0
+        with _float32(c5.device):
+            return pool_regions(self.tower.attnpool, c5, [b - shift for b in boxes], grid=self.grid, stride=C5_STRIDE)
 
     def _tower_features(self, images: Tensor) -> dict[str, Tensor]:
         """C2..C5. A frozen tower keeps no activation for a backward pass that would have nothing to do."""

@@ -1,0 +1,274 @@
+"""Command `check`: the ladder of checks on whatever has been built with the present params, from the bottom up."""
+
+import csv
+import dataclasses
+import io
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from . import layout
+from .compute import set_up
+from .data.coco import load_instances
+from .data.dataset import ValidationPictures, check_pictures_exist
+from .data.splits import base_names, novel_names
+from .detector.detector import build_detector
+from .errors import InputError
+from .evaluation.ladder import (
+    Rung,
+    judge_detector,
+    judge_fusion,
+    judge_novel,
+    judge_proposals,
+    judge_published,
+    judge_regions,
+    judge_text,
+    judge_tower,
+    settled,
+)
+from .evaluation.raw import RawDetections
+from .evaluation.regions import average_recall, best_overlaps, classify_boxes
+from .io import read_json, read_text, write_json
+from .params import Params
+from .tensors import load_tensors
+from .vlm.clip import VlmCard, load_card, load_clip
+
+PICTURES = 500  # of the validation pictures that rung `regions` looks at, evenly spread: 3,300 boxes of COCO's
+WIDTH = 120  # of a printed line
+VLM_TOWER = "visual."  # prefix of the image tower's tensors in the VLM's file
+DETECTOR_TOWER = "tower.visual."  # and in a detector's
+RUNGS = ("text", "regions", "tower", "proposals", "detector", "fusion", "novel", "published")
+
+
+def run(params: Params, setting: str, json_path: str | None) -> bool:
+    """Climb the ladder for `setting`, print each rung as it is judged, and write `json_path` if one is given.
+
+    Returns:
+        False where a rung failed.
+
+    Raises:
+        InputError: a file is broken, or was built with other params than the present ones.
+    """
+    print(f"check: setting {setting}; each rung rests on those above it in this list", flush=True)
+    rungs = []
+    for name in RUNGS:
+        rung = _missing(name, params, setting) or JUDGES[name](params, setting)
+        rungs.append(rung)
+        print(_shown(len(rungs), rung), flush=True)
+    counts = {
+        verdict: sum(r.verdict == verdict for r in rungs) for verdict in ("ok", "suspicious", "failed", "skipped")
+    }
+    print("check: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    wrong = [rung for rung in rungs if rung.verdict in ("failed", "suspicious")]
+    if wrong:
+        print(f"check: start at rung {wrong[0].name}: what comes after it rests on it")
+    if json_path is not None:
+        write_json(json_path, {"setting": setting, "counts": counts, "rungs": [dataclasses.asdict(r) for r in rungs]})
+    return counts["failed"] == 0
+
+
+def _shown(number: int, rung: Rung) -> str:
+    lines = []
+    for title, text in (
+        (f"{number} {rung.name:<10}{rung.verdict:<11}", rung.found),
+        (f"{'':<12}{'expected':<11}", rung.expected),
+        (f"{'':<12}{'look at':<11}", rung.look_at),
+    ):
+        if text:
+            lines += textwrap.wrap(
+                text, WIDTH, initial_indent=title, subsequent_indent=" " * 23, break_on_hyphens=False
+            )
+    return "\n".join(lines)
+
+
+def _missing(name: str, params: Params, setting: str) -> Rung | None:
+    """A skipped rung that says which command makes the first of its missing files; None if all are there."""
+    for path, command in _inputs(name, params, setting).items():
+        if not path.exists():
+            return Rung(name=name, verdict="skipped", found=f"{path} not found; run `python -m fvlm {command}`")
+    return None
+
+
+def _inputs(name: str, params: Params, setting: str) -> dict[Path, str]:
+    """The files that a rung reads, and the command that makes each, in the order of the pipeline."""
+    of = f"--setting {setting}"
+    manifest = {layout.manifest(params): "download"}
+    card = {layout.VLM_CARD: "vlm", layout.VLM_WEIGHTS: "vlm"}
+    text = {layout.TEXT_EMBEDDINGS: "text"}
+    split = {layout.val_split("generalized"): "val_splits"}
+    trained = {layout.model(setting): f"train {of}", layout.train_record(setting): f"train {of}"}
+    raw = {layout.raw_detections(setting): f"detect {of}"}
+    scores = {layout.metrics(setting): f"evaluate {of}", layout.fusion_sweep(setting): f"evaluate {of}"}
+    return {
+        "text": card | text,
+        "regions": manifest | card | split | text,
+        "tower": card | trained,
+        "proposals": split | trained | raw,
+    }.get(name, card | split | trained | raw | scores)
+
+
+def _text(params: Params, setting: str) -> Rung:
+    card = _card(params)
+    tensors, metadata = _text_embeddings(card)
+    return judge_text(golden_findings(card, tensors, metadata), card.architecture)
+
+
+def golden_findings(card: VlmCard, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> list[str] | None:
+    """Where the text embeddings differ from the golden values of this VLM; None if it has none."""
+    return None
+
+
+def _regions(params: Params, setting: str) -> Rung:
+    device = set_up(params.compute)
+    card = _card(params)
+    detector = build_detector(params.model, card, load_clip(layout.VLM_WEIGHTS, card).visual).eval().to(device)
+    tensors, metadata = _text_embeddings(card)
+    base, novel = base_names(), novel_names()
+    names = [*base, *novel]
+    text = tensors["embeddings"][[metadata["names"].index(name, 1) for name in names]].to(device)
+    split = load_instances(layout.val_split("generalized"))
+    manifest = read_json(layout.manifest(params), "data manifest", "run `python -m fvlm download`")
+    image_dir = layout.data_root(params) / manifest["val"]["images"]
+    check_pictures_exist(split, image_dir)
+    pictures = ValidationPictures(
+        split, image_dir, canvas_size=params.model.image_size, mean=card.image_mean, std=card.image_std
+    )
+    count = min(len(pictures), PICTURES)
+    indices = [place * len(pictures) // count for place in range(count)]
+    named = classify_boxes(detector, pictures, indices, split, text, names)
+    return judge_regions(named, range(len(base)), range(len(base), len(names)), card)
+
+
+def _tower(params: Params, setting: str) -> Rung:
+    record = _record(params, setting)
+    vlm, _ = load_tensors(layout.VLM_WEIGHTS, "the VLM's weights", "run `python -m fvlm vlm`")
+    trained, _ = load_tensors(layout.model(setting), "detector", f"run `python -m fvlm train --setting {setting}`")
+    return judge_tower(
+        freeze=record["freeze"],
+        before=record["tower_sha256_before"],
+        after=record["tower_sha256_after"],
+        vlm=_below(VLM_TOWER, vlm),
+        trained=_below(DETECTOR_TOWER, trained),
+    )
+
+
+def _proposals(params: Params, setting: str) -> Rung:
+    if untrained := _untrained("proposals", params, setting):
+        return untrained
+    raw = RawDetections.load(layout.raw_detections(setting))
+    split = load_instances(layout.val_split("generalized"))
+    recalls, boxes = {}, {}
+    for group, names in (("base", base_names()), ("novel", novel_names())):
+        overlaps = best_overlaps(raw, split, names)
+        boxes[group] = len(overlaps)
+        recalls[group] = average_recall(overlaps)
+        recalls[f"{group}_chance"] = average_recall(best_overlaps(raw, split, names, swapped=True))
+    return judge_proposals(recalls, boxes, int(raw.offsets.diff().max()))
+
+
+def _detector(params: Params, setting: str) -> Rung:
+    return _untrained("detector", params, setting) or judge_detector(_metrics(setting))
+
+
+def _fusion(params: Params, setting: str) -> Rung:
+    return _untrained("fusion", params, setting) or judge_fusion(_metrics(setting), params.evaluate.alpha)
+
+
+def _novel(params: Params, setting: str) -> Rung:
+    if untrained := _untrained("novel", params, setting):
+        return untrained
+    path = layout.fusion_sweep(setting)
+    table = csv.DictReader(
+        io.StringIO(read_text(path, "fusion sweep", f"run `python -m fvlm evaluate --setting {setting}`"))
+    )
+    novel_of = {(float(row["alpha"]), float(row["beta"])): row["generalized_novel_AP50"] for row in table}
+    beta_0 = novel_of.get((params.evaluate.alpha, 0.0))
+    split = load_instances(layout.val_split("generalized"))
+    ids = {category["id"] for category in split["categories"] if category["name"] in novel_names()}
+    boxes = sum(a["category_id"] in ids and not a["iscrowd"] for a in split["annotations"])
+    return judge_novel(_metrics(setting), float(beta_0) if beta_0 else None, params.evaluate.beta, boxes, setting)
+
+
+def _published(params: Params, setting: str) -> Rung:
+    images = len(load_instances(layout.val_split("generalized"))["images"])
+    return judge_published(_metrics(setting), setting, _card(params), images)
+
+
+JUDGES = {
+    "text": _text,
+    "regions": _regions,
+    "tower": _tower,
+    "proposals": _proposals,
+    "detector": _detector,
+    "fusion": _fusion,
+    "novel": _novel,
+    "published": _published,
+}
+
+
+def _untrained(name: str, params: Params, setting: str) -> Rung | None:
+    """A skipped rung where the detector's training was too short to expect anything; None where it was not."""
+    record = _record(params, setting)
+    if settled(params.model.norm_momentum, record["steps"]):
+        return None
+    left = 100 * (1 - params.model.norm_momentum) ** record["steps"]
+    return Rung(
+        name=name,
+        verdict="skipped",
+        found=f"the detector is not trained: after {record['steps']} steps {left:.0f} % of batch norm's initial "
+        "statistics are left (model.norm_momentum), and it scores about 0 whatever it learned",
+    )
+
+
+def _card(params: Params) -> VlmCard:
+    card = load_card(layout.VLM_CARD)
+    if card.architecture != params.vlm.architecture:
+        raise InputError(
+            f"{layout.VLM_CARD}: expected vlm.architecture {params.vlm.architecture} as in params.yaml, got "
+            f"{card.architecture}; run `python -m fvlm vlm` and what follows again"
+        )
+    return card
+
+
+def _text_embeddings(card: VlmCard) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    path, remedy = layout.TEXT_EMBEDDINGS, "run `python -m fvlm text`"
+    tensors, metadata = load_tensors(path, "text embeddings", remedy)
+    if metadata.get("vlm_sha256") != card.weights_sha256:
+        raise InputError(f"{path}: these embeddings are not of the VLM in {layout.VLM_WEIGHTS}; {remedy}")
+    return tensors, metadata
+
+
+def _record(params: Params, setting: str) -> dict[str, Any]:
+    """The training record, if the detector was trained with the present model params."""
+    path, remedy = layout.train_record(setting), f"run `python -m fvlm train --setting {setting}`"
+    record = read_json(path, "training record", remedy)
+    try:
+        was, now = record["params"]["model"], dataclasses.asdict(params.model)
+        _ = record["freeze"], record["steps"], record["tower_sha256_before"], record["tower_sha256_after"]
+    except (KeyError, TypeError):
+        raise InputError(
+            f"{path}: expected a training record as `train` writes it, got something else; {remedy}"
+        ) from None
+    if changed := sorted(key for key in now.keys() | was.keys() if now.get(key) != was.get(key)):
+        raise InputError(
+            f"{path}: expected a detector of the present params, but model.{changed[0]} was "
+            f"{was.get(changed[0])!r} and is {now.get(changed[0])!r}; {remedy} and what follows again"
+        )
+    return record
+
+
+def _metrics(setting: str) -> dict[str, float]:
+    path, remedy = layout.metrics(setting), f"run `python -m fvlm evaluate --setting {setting}`"
+    metrics = read_json(path, "metrics", remedy)
+    needed = {f"{branch}generalized_base_AP50" for branch in ("", "detector_only_", "vlm_only_")}
+    needed |= {"generalized_novel_AP50", "generalized_all_AP50"}
+    if not isinstance(metrics, dict) or not needed <= metrics.keys():
+        raise InputError(f"{path}: expected metrics as `evaluate` writes them, got something else; {remedy}")
+    return metrics
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
