@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,26 +170,19 @@ def _proposals(params: Params, setting: str) -> Rung:
 
 
 def _detector(params: Params, setting: str) -> Rung:
-    return _untrained("detector", params, setting) or judge_detector(_metrics(setting))
+    return _untrained("detector", params, setting) or judge_detector(_metrics(setting), _boxes(base_names()))
 
 
 def _fusion(params: Params, setting: str) -> Rung:
-    return _untrained("fusion", params, setting) or judge_fusion(_metrics(setting), params.evaluate.alpha)
+    untrained = _untrained("fusion", params, setting)
+    return untrained or judge_fusion(_metrics(setting), params.evaluate.alpha, _boxes(base_names()))
 
 
 def _novel(params: Params, setting: str) -> Rung:
     if untrained := _untrained("novel", params, setting):
         return untrained
-    path = layout.fusion_sweep(setting)
-    table = csv.DictReader(
-        io.StringIO(read_text(path, "fusion sweep", f"run `python -m fvlm evaluate --setting {setting}`"))
-    )
-    novel_of = {(float(row["alpha"]), float(row["beta"])): row["generalized_novel_AP50"] for row in table}
-    beta_0 = novel_of.get((params.evaluate.alpha, 0.0))
-    split = load_instances(layout.val_split("generalized"))
-    ids = {category["id"] for category in split["categories"] if category["name"] in novel_names()}
-    boxes = sum(a["category_id"] in ids and not a["iscrowd"] for a in split["annotations"])
-    return judge_novel(_metrics(setting), float(beta_0) if beta_0 else None, params.evaluate.beta, boxes, setting)
+    beta_0 = _swept_novel(setting).get((params.evaluate.alpha, 0.0))
+    return judge_novel(_metrics(setting), beta_0, params.evaluate.beta, _boxes(novel_names()), setting)
 
 
 def _published(params: Params, setting: str) -> Rung:
@@ -260,6 +253,13 @@ def _record(params: Params, setting: str) -> dict[str, Any]:
     return record
 
 
+def _boxes(names: Collection[str]) -> int:
+    """How many boxes of the classes `names` the generalized split has to find."""
+    split = load_instances(layout.val_split("generalized"))
+    ids = {category["id"] for category in split["categories"] if category["name"] in names}
+    return sum(a["category_id"] in ids and not a["iscrowd"] for a in split["annotations"])
+
+
 def _metrics(setting: str) -> dict[str, float]:
     path, remedy = layout.metrics(setting), f"run `python -m fvlm evaluate --setting {setting}`"
     metrics = read_json(path, "metrics", remedy)
@@ -268,6 +268,20 @@ def _metrics(setting: str) -> dict[str, float]:
     if not isinstance(metrics, dict) or not needed <= metrics.keys():
         raise InputError(f"{path}: expected metrics as `evaluate` writes them, got something else; {remedy}")
     return metrics
+
+
+def _swept_novel(setting: str) -> dict[tuple[float, float], float]:
+    """Novel AP50 of the sweep's pairs (alpha, beta)."""
+    path, remedy = layout.fusion_sweep(setting), f"run `python -m fvlm evaluate --setting {setting}`"
+    table = csv.DictReader(io.StringIO(read_text(path, "fusion sweep", remedy)))
+    try:
+        return {
+            (float(row["alpha"]), float(row["beta"])): float(row["generalized_novel_AP50"])
+            for row in table
+            if row["generalized_novel_AP50"]  # empty where no novel box is to be found
+        }
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: expected the table that `evaluate` writes, got something else; {remedy}") from None
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -146,12 +146,12 @@ def metrics(base=65.1, novel=59.4, detector=60.9, vlm=58.7) -> dict[str, float]:
     [(60.9, 58.7, "ok"), (40, 28.3, "ok"), (30, 58.7, "suspicious"), (20, 58.7, "failed"), (3, 1, "failed")],
 )
 def test_the_detector_alone_on_base(detector, vlm, verdict):
-    assert ladder.judge_detector(metrics(detector=detector, vlm=vlm)).verdict == verdict
+    assert ladder.judge_detector(metrics(detector=detector, vlm=vlm), 723).verdict == verdict
 
 
 @pytest.mark.parametrize(("fused", "verdict"), [(65.1, "ok"), (55, "ok"), (50, "suspicious"), (40, "failed")])
 def test_fusion_on_base(fused, verdict):
-    assert ladder.judge_fusion(metrics(base=fused), 0.2).verdict == verdict
+    assert ladder.judge_fusion(metrics(base=fused), 0.2, 723).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -161,6 +161,12 @@ def test_fusion_on_base(fused, verdict):
 def test_novel_is_the_vlms_doing(fused, beta_0, verdict):
     rung = ladder.judge_novel(metrics(novel=fused), beta_0, 0.45, 134, "zsd")
     assert rung.verdict == verdict
+
+
+def test_base_scores_are_not_judged_by_a_handful_of_boxes():
+    for rung in (ladder.judge_detector(metrics(detector=0), 49), ladder.judge_fusion(metrics(base=0), 0.2, 49)):
+        assert (rung.verdict, rung.look_at) == ("skipped", "")
+        assert rung.found.endswith("too few base boxes to judge (49)")
 
 
 def test_novel_is_not_judged_without_its_inputs():

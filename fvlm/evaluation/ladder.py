@@ -220,8 +220,8 @@ def judge_proposals(recalls: Mapping[str, float | None], boxes: Mapping[str, int
     return Rung(name="proposals", verdict=verdict, found=found, expected=expected, look_at=look_at, numbers=numbers)
 
 
-def judge_detector(metrics: Mapping[str, float]) -> Rung:
-    """The detector alone on the classes that it was trained on."""
+def judge_detector(metrics: Mapping[str, float], boxes: int) -> Rung:
+    """The detector alone on the classes that it was trained on, of which there are `boxes` ground-truth boxes."""
     detector, vlm = (metrics[f"{branch}_only_generalized_base_AP50"] for branch in ("detector", "vlm"))
     return _judged(
         Rung(
@@ -234,13 +234,14 @@ def judge_detector(metrics: Mapping[str, float]) -> Rung:
             "model.temperature; box coding with weights 10, 10, 5, 5",
             numbers={"detector_only_base_AP50": detector, "vlm_only_base_AP50": vlm},
         ),
+        boxes=("base", boxes),
         failed=detector < 3 * CHANCE_AP50 or detector < vlm / 2,
         suspicious=detector < vlm * 3 / 4,
     )
 
 
-def judge_fusion(metrics: Mapping[str, float], alpha: float) -> Rung:
-    """Fusion on base classes: the VLM's say must not spoil what the detector knows."""
+def judge_fusion(metrics: Mapping[str, float], alpha: float, boxes: int) -> Rung:
+    """Fusion on base classes, `boxes` ground-truth boxes: the VLM's say must not spoil what the detector knows."""
     detector, fused = metrics["detector_only_generalized_base_AP50"], metrics["generalized_base_AP50"]
     return _judged(
         Rung(
@@ -252,6 +253,7 @@ def judge_fusion(metrics: Mapping[str, float], alpha: float) -> Rung:
             "background from the detector and a second normalisation in fvlm/detector/scores.py",
             numbers={"base_AP50": fused, "detector_only_base_AP50": detector},
         ),
+        boxes=("base", boxes),
         failed=fused < 0.7 * detector,
         suspicious=fused < 0.9 * detector,
     )
@@ -279,22 +281,18 @@ def judge_novel(metrics: Mapping[str, float], beta_0: float | None, beta: float,
             found="the sweep has no pair of the declared alpha and beta 0; add them to evaluate.sweep and run evaluate",
             numbers=numbers,
         )
-    found = f"novel AP50, fused with beta {beta:g}: {fused:.1f}; with beta 0: {beta_0:.1f}"
-    if boxes < FEWEST_BOXES:
-        return Rung(
-            name="novel", verdict="skipped", found=f"{found}; too few novel boxes to judge ({boxes})", numbers=numbers
-        )
     return _judged(
         Rung(
             name="novel",
             verdict="ok",
-            found=found,
-            expected=f"beta 0 at most two thirds of fused (embedded world: a half; COCO: next to nothing, "
+            found=f"novel AP50, fused with beta {beta:g}: {fused:.1f}; with beta 0: {beta_0:.1f}",
+            expected="beta 0 at most two thirds of fused (embedded world: a half; COCO: next to nothing, "
             f"google-research#1750), fused from {3 * CHANCE_AP50:.1f} on (three times random names on perfect boxes)",
             look_at="rungs regions and proposals; which classes count as supervised (fusion weighs those with alpha); "
             "a novel box in the training split",
             numbers=numbers,
         ),
+        boxes=("novel", boxes),
         failed=fused < 3 * CHANCE_AP50 or beta_0 > fused,
         suspicious=beta_0 > fused * 2 / 3,
     )
@@ -321,8 +319,8 @@ def judge_published(metrics: Mapping[str, float], setting: str, card: VlmCard, v
             verdict="ok",
             found=f"novel AP50 {novel:.1f}, all {every:.1f}",
             expected="novel from 26, all from 39 on (F-VLM: 28.0 and 39.6; best public port, chenxi52: 26.3 and 41.0)",
-            look_at="the rungs below, then in this order: train.background_weight 0.2, 0.6, 0.9; train.weight_decay "
-            "1e-4 and 1e-2; model.temperature 0.01, 0.02, 0.1",
+            look_at="all rungs before this one, then in this order: train.background_weight 0.2, 0.6, 0.9; "
+            "train.weight_decay 1e-4 and 1e-2; model.temperature 0.01, 0.02, 0.1",
             numbers={"novel_AP50": novel, "all_AP50": every},
         ),
         failed=False,
@@ -330,8 +328,11 @@ def judge_published(metrics: Mapping[str, float], setting: str, card: VlmCard, v
     )
 
 
-def _judged(rung: Rung, *, failed: bool, suspicious: bool) -> Rung:
-    """`rung` with its verdict; advice stays only where something is wrong."""
+def _judged(rung: Rung, *, failed: bool, suspicious: bool, boxes: tuple[str, int] | None = None) -> Rung:
+    """`rung` with its verdict; advice stays only where something is wrong. `boxes`: the group that counts, its size."""
+    if boxes is not None and boxes[1] < FEWEST_BOXES:
+        too_few = f"{rung.found}; too few {boxes[0]} boxes to judge ({boxes[1]})"
+        return dataclasses.replace(rung, verdict="skipped", found=too_few, expected="", look_at="")
     if failed or suspicious:
         return dataclasses.replace(rung, verdict="failed" if failed else "suspicious")
     return dataclasses.replace(rung, look_at="")
