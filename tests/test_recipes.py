@@ -53,9 +53,8 @@ def test_the_headline_pair_is_the_declared_one_and_the_sweep_holds_what_check_an
     assert {0.0, 0.45, 0.65} <= set(evaluate["sweep"]["beta"])
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("ovcoco_*.yaml")), ids=lambda path: path.stem)
 def test_the_head_of_a_recipe_says_what_it_costs_and_what_to_expect(recipe: Path) -> None:
     head = recipe.read_text(encoding="utf-8").split("settings:")[0].lower()
-    for word in ("hardware", "expected ap50 novel / base / all"):
+    for word in ("hardware:", "time:", "estimated", "expected ap50 novel / base / all"):
         assert word in head
-    assert any(word in head for word in ("time:", "minutes", "2 cores"))
