@@ -40,7 +40,6 @@ PICTURES = 500  # of the validation pictures that rung `regions` looks at, evenl
 WIDTH = 120  # of a printed line
 VLM_TOWER = "visual."  # prefix of the image tower's tensors in the VLM's file
 DETECTOR_TOWER = "tower.visual."  # and in a detector's
-RUNGS = ("text", "regions", "tower", "proposals", "detector", "fusion", "novel", "published")
 
 
 def run(params: Params, setting: str, json_path: str | None) -> bool:
@@ -54,8 +53,8 @@ def run(params: Params, setting: str, json_path: str | None) -> bool:
     """
     print(f"check: setting {setting}; each rung rests on those above it in this list", flush=True)
     rungs = []
-    for name in RUNGS:
-        rung = _missing(name, params, setting) or JUDGES[name](params, setting)
+    for name, judge in JUDGES.items():
+        rung = _missing(name, params, setting) or judge(params, setting)
         rungs.append(rung)
         print(_shown(len(rungs), rung), flush=True)
     counts = {
@@ -190,7 +189,7 @@ def _published(params: Params, setting: str) -> Rung:
     return judge_published(_metrics(setting), setting, _card(params), images)
 
 
-JUDGES = {
+JUDGES = {  # from the bottom up
     "text": _text,
     "regions": _regions,
     "tower": _tower,

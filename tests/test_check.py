@@ -13,7 +13,7 @@ from conftest import make_coco
 from raw_world import made_up_raw
 
 from fvlm import layout
-from fvlm.cli import main
+from fvlm.cli import PER_SETTING, main
 from fvlm.data.coco import categories, load_instances
 from fvlm.data.splits import build_val_split
 from fvlm.detector.detector import build_detector
@@ -227,3 +227,26 @@ def test_the_outcome_for_programs_holds_every_number(built):
 def test_an_unknown_setting_ends_with_2(folder, capsys):
     assert main(["check", "--setting", "zsd_strict"]) == 2
     assert "add it to settings" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_small_world_that_was_really_trained_climbs_the_ladder(tmp_path, monkeypatch):
+    """The default recipe, shortened to what still learns: three minutes on two cores."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    tree = read_tree(ROOT / "recipes" / "emoji.yaml")
+    tree["settings"] = ["zsd"]
+    tree["data"]["emoji"] |= {"train_images": 400, "val_images": 200}
+    tree["vlm"]["pretrain"] |= {"steps": 250, "warmup_steps": 25}
+    tree["train"] |= {"steps": 120, "warmup_steps": 20}
+    tree["evaluate"]["sweep"] = {"alpha": [0.35], "beta": [0.0, 0.65]}
+    Path("params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    for stage in ("download", "vlm", "splits", "val_splits", "text", "train", "detect", "evaluate"):
+        assert main([stage, *(["--setting", "zsd"] if stage in PER_SETTING else [])]) == 0
+
+    code, rungs = verdicts()
+    assert code == 0
+    assert {name: rungs[name]["verdict"] for name in ("regions", "tower", "proposals", "detector", "novel")} == {
+        "regions": "ok", "tower": "ok", "proposals": "ok", "detector": "ok", "novel": "ok",
+    }  # fmt: skip
+    assert rungs["regions"]["numbers"]["novel_class_mean"] > 10 * 100 / 65

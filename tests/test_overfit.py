@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from fvlm.evaluation.raw import RawDetections
 from fvlm.params import load_params
 from fvlm.stages.detect import run_detector
 from fvlm.training.loop import train
-from fvlm.vlm.clip import VlmCard, build_clip, real_tower_config
+from fvlm.vlm.clip import ImageTower, VlmCard, build_clip, real_tower_config
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,9 @@ STEPS = 120
 class RememberingTower(nn.Module):
     """The frozen tower, run once for each picture: without jitter its answers never change."""
 
-    def __init__(self, tower: nn.Module) -> None:
+    tower: ImageTower
+
+    def __init__(self, tower: ImageTower) -> None:
         super().__init__()
         self.tower = tower
         self.seen: dict[bytes, dict[str, Tensor]] = {}
@@ -105,7 +108,7 @@ def test_the_head_on_a_frozen_random_rn50_learns_eight_pictures_by_heart(picture
     tower, detector.tower = detector.tower, RememberingTower(detector.tower)  # type: ignore[assignment]
     text = torch.randn(81, config["embed_dim"])  # background and the 80 classes; any that differ will do
     supervised = [0] + [row for row, (_, name) in enumerate(categories(), start=1) if name in base_names()]
-    canvas = {"canvas_size": IMAGE_SIZE, "mean": card.image_mean, "std": card.image_std}
+    canvas: dict[str, Any] = {"canvas_size": IMAGE_SIZE, "mean": card.image_mean, "std": card.image_std}
     rows = train(
         detector,
         TrainingPictures(split, image_dir, schedule, **canvas),
