@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import textwrap
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from .io import read_json, read_text, write_json
 from .params import Params
 from .tensors import load_tensors
 from .vlm.clip import VlmCard, load_card, load_clip
+from .vlm.golden import compare, golden_values
+from .vlm.prompts import CLIP_TEMPLATES
 
 PICTURES = 500  # of the validation pictures that rung `regions` looks at, evenly spread: 3,300 boxes of COCO's
 WIDTH = 120  # of a printed line
@@ -115,9 +117,17 @@ def _text(params: Params, setting: str) -> Rung:
     return judge_text(golden_findings(card, tensors, metadata), card.architecture)
 
 
-def golden_findings(card: VlmCard, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> list[str] | None:
-    """Where the text embeddings differ from the golden values of this VLM; None if it has none."""
-    return None
+def golden_findings(card: VlmCard, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Sequence[str] | None:
+    """Where the cached text embeddings differ from the golden values of OpenAI's weights.
+
+    None if there is nothing to compare: other weights, a tower without golden values, or prompts that are not theirs.
+    """
+    golden = golden_values(card.architecture)
+    is_openais = card.weights == "openai" or card.provenance.get("weights", {}).get("is_openais_archive", False)
+    if golden is None or not is_openais or metadata["templates"] != list(CLIP_TEMPLATES):
+        return None
+    rows = dict(zip(metadata["names"], tensors["embeddings"], strict=True))
+    return compare(rows, golden).findings if rows.keys() >= golden["first_components"].keys() else None
 
 
 def _regions(params: Params, setting: str) -> Rung:

@@ -13,6 +13,7 @@ from conftest import make_coco
 from raw_world import made_up_raw
 
 from fvlm import layout
+from fvlm.check import golden_findings
 from fvlm.cli import PER_SETTING, main
 from fvlm.data.coco import categories, load_instances
 from fvlm.data.splits import build_val_split
@@ -21,6 +22,7 @@ from fvlm.io import read_json, write_csv, write_json
 from fvlm.params import load_params, read_tree
 from fvlm.tensors import load_tensors, save_tensors
 from fvlm.vlm.clip import VlmCard, build_clip, save_vlm
+from fvlm.vlm.prompts import CLIP_TEMPLATES
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = {
@@ -250,3 +252,25 @@ def test_a_small_world_that_was_really_trained_climbs_the_ladder(tmp_path, monke
         "regions": "ok", "tower": "ok", "proposals": "ok", "detector": "ok", "novel": "ok",
     }  # fmt: skip
     assert rungs["regions"]["numbers"]["novel_class_mean"] > 10 * 100 / 65
+
+
+def test_text_embeddings_are_compared_with_golden_values_where_the_weights_are_openais(template):
+    card = dataclasses.replace(
+        VlmCard.from_dict(read_json(template / layout.VLM_CARD, "card", "")),
+        architecture="RN50-quickgelu",
+        weights="openai",
+    )
+    names = ["background", *(name for _, name in categories())]
+    metadata = {"names": names, "templates": list(CLIP_TEMPLATES)}
+    made_up = {"embeddings": torch.randn(81, 1024, generator=torch.Generator().manual_seed(0))}
+    assert "first components of background" in " ".join(golden_findings(card, made_up, metadata))
+    named_by_hash = dataclasses.replace(card, weights="RN50.pt", provenance={"weights": {"is_openais_archive": True}})
+    assert golden_findings(named_by_hash, made_up, metadata)
+    for other in (
+        dataclasses.replace(card, weights="random"),
+        dataclasses.replace(card, weights="own.pt", provenance={"weights": {"is_openais_archive": False}}),
+        dataclasses.replace(card, architecture="RN50x4-quickgelu"),
+    ):
+        assert golden_findings(other, made_up, metadata) is None
+    assert golden_findings(card, made_up, metadata | {"templates": ["{}"]}) is None
+    assert golden_findings(card, made_up, metadata | {"names": ["stuff", *names[1:]]}) is None

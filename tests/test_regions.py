@@ -12,6 +12,7 @@ from test_detector import EMBED_DIM, make_detector
 from fvlm.data.coco import load_instances
 from fvlm.data.dataset import ValidationPictures
 from fvlm.data.splits import base_names, build_val_split, novel_names
+from fvlm.data.transforms import render, scale_xyxy
 from fvlm.evaluation.regions import VARIANTS, BoxClasses, average_recall, best_overlaps, classify_boxes
 from fvlm.params import load_params
 
@@ -57,11 +58,15 @@ def test_boxes_are_named_as_the_detector_would_name_them_as_proposals(tmp_path, 
     split = build_val_split(load_instances(root / "annotations" / "instances_val2017.json"), "generalized")
     pictures = ValidationPictures(split, root / "val2017", canvas_size=128, mean=(0.5,) * 3, std=(0.3,) * 3)
     detector = make_detector(load_params("recipes/emoji.yaml"), vlm_crop=vlm_crop).eval()
+
+    def canvas_of(sample):
+        return render([sample.crop], pictures.canvas_size, pictures.mean, pictures.std)
+
     torch.manual_seed(3)
     corners = 128 * torch.rand(len(NAMES), 2, 2)
     places = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
     with torch.no_grad():
-        text = detector.embed_by_vlm(detector.tower(pictures[0].resized.canvas[None])["C5"], [places])
+        text = detector.embed_by_vlm(detector.tower(canvas_of(pictures[0]))["C5"], [places])
     common = F.normalize(
         text.mean(0), dim=0
     )  # of a random tower's embeddings; without it in the "texts" answers differ
@@ -74,9 +79,9 @@ def test_boxes_are_named_as_the_detector_would_name_them_as_proposals(tmp_path, 
         if not of_image:
             continue
         x, y, w, h = torch.tensor([a["bbox"] for a in of_image]).unbind(1)
-        boxes = torch.stack([x, y, x + w, y + h], dim=1) * sample.resized.scale_xyxy
+        boxes = torch.stack([x, y, x + w, y + h], dim=1) * scale_xyxy(sample.stored_hw, sample.crop.size_hw)
         monkeypatch.setattr(detector, "_propose", lambda *_, boxes=boxes: [(boxes, torch.ones(len(boxes)))])
-        (regions,) = detector.detect(sample.resized.canvas[None], [sample.resized.size_hw], text)
+        (regions,) = detector.detect(canvas_of(sample), [sample.crop.size_hw], text)
         expected += regions.vlm_similarity.argmax(dim=1).tolist()
         name_of = {c["id"]: c["name"] for c in split["categories"]}
         truths += [NAMES.index(name_of[a["category_id"]]) for a in of_image]

@@ -11,6 +11,7 @@ from torchvision.ops import box_iou
 
 from ..data.coco import CocoDict
 from ..data.dataset import ValidationPictures
+from ..data.transforms import render, scale_xyxy
 from ..detector.detector import FVLM, cosine
 from ..vlm.clip import C5_STRIDE
 from .ap import IOU_THRESHOLDS
@@ -100,9 +101,10 @@ def classify_boxes(
         if not annotations:
             continue
         xywh = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32)
-        boxes = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1) * sample.resized.scale_xyxy
-        boxes = boxes.to(text.device)
-        c5 = detector.tower(sample.resized.canvas[None].to(text.device))["C5"]
+        boxes = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
+        boxes = (boxes * scale_xyxy(sample.stored_hw, sample.crop.size_hw)).to(text.device)
+        canvas = render([sample.crop], pictures.canvas_size, pictures.mean, pictures.std)
+        c5 = detector.tower(canvas.to(text.device))["C5"]
         crops = torch.cat([variant(boxes) for variant in VARIANTS.values()])
         named = cosine(detector.embed_by_vlm(c5, [crops]), text).argmax(dim=1).cpu()
         for variant, part in zip(VARIANTS, named.split(len(boxes)), strict=True):
