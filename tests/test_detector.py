@@ -1,6 +1,7 @@
 """The whole detector, small: what trains, what does not, and what it predicts."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -198,7 +199,9 @@ def test_channels_last_lays_out_every_convolution_of_the_detector(params):
 
 
 @pytest.mark.slow
-def test_a_compiled_detector_has_the_same_names_and_losses(params):
+def test_a_compiled_detector_has_the_same_names_and_losses(params, monkeypatch):
+    # traced as for the real back end, which takes minutes to write and build its C++
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     images, targets, text = make_batch()
     plain, compiled = make_detector(params).train(), make_detector(params).train()
     arrange(compiled, dataclasses.replace(params.compute, compile=True))

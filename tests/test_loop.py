@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from fvlm.compute import set_up
 from fvlm.data.dataset import Sample, TrainingPictures
 from fvlm.data.transforms import fit
-from fvlm.detector.detector import build_detector
+from fvlm.detector.detector import arrange, build_detector
 from fvlm.detector.losses import LossSums
 from fvlm.params import load_params
 from fvlm.training.loop import COLUMNS, TrainingDiverged, build_optimizer, train
@@ -308,3 +309,39 @@ def test_sgd_has_momentum_and_no_nesterov():
     optimizer = build_optimizer(FakeDetector(), dataclasses.replace(TRAIN, optimizer="sgd", momentum=0.8))
     assert isinstance(optimizer, torch.optim.SGD)
     assert {(group["momentum"], group["nesterov"]) for group in optimizer.param_groups} == {(0.8, False)}
+
+
+def test_a_long_run_says_once_how_long_it_will_take(tmp_path, capsys):
+    run(FakeDetector(), tmp_path, steps=150)
+    said = [line for line in capsys.readouterr().out.splitlines() if "s a step" in line]
+    assert len(said) == 1
+    assert re.fullmatch(r"train: \S+ s a step, so about \d+:\d\d:\d\d h from here to the end", said[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_gpu_trains_in_bfloat16_with_channels_last_and_goes_on_from_its_checkpoint(tmp_path, accumulation):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    compute = dataclasses.replace(PARAMS.compute, device="cuda", precision="bfloat16", channels_last=True)
+    device, text = set_up(compute), torch.randn(3, 16)
+    params = dataclasses.replace(TRAIN, batch_size=4, accumulation=accumulation)
+
+    def train_it(steps):
+        detector = build_real()
+        arrange(detector.to(device), compute)
+        wanted = dataclasses.replace(params, steps=steps, checkpoint_every=3)
+        return train(
+            detector,
+            Noise(64),
+            text,
+            wanted,
+            device=device,
+            checkpoint=tmp_path / "c.safetensors",
+            precision="bfloat16",
+        )
+
+    assert len(train_it(3)) == 3
+    rows = train_it(7)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    assert not torch.backends.cudnn.allow_tf32
