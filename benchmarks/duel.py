@@ -21,6 +21,7 @@ COLUMNS = {
     "CPU s": ".2f",
     "CPU times ours": ".2f",
     "peak MiB": ".0f",
+    "less libraries": ".0f",
     "TFLOP": ".3f",
     "TFLOP/s": ".3f",
     "of matmul": ".0%",
@@ -68,10 +69,11 @@ def compare(
 ) -> dict[str, Any]:
     """Measure the contestants `names`, print the table, return the record."""
     if arguments.memory_of:
+        before = measure.peak_bytes(sizes.device)
         build(arguments.memory_of, sizes).run()
-        print(json.dumps({"peak_bytes": measure.peak_bytes(sizes.device)}))
+        print(json.dumps({"before": before, "peak": measure.peak_bytes(sizes.device)}))
         return {}
-    peaks = {n: measure.peak_bytes_in_a_process(module, argv, n) if arguments.memory else None for n in names}
+    peaks = {n: measure.peak_in_a_process(module, argv, n) if arguments.memory else None for n in names}
     contestants = {name: build(name, sizes) for name in names}
     operations = {name: measure.tera_operations(c.run) for name, c in contestants.items()}  # and warms up
     rate = measure.matrix_rate(sizes.device, sizes.precision)
@@ -93,7 +95,7 @@ def _rows(
     names: Sequence[str],
     batch: int,
     laps: Mapping[str, Sequence[measure.Lap]],
-    peaks: Mapping[str, int | None],
+    peaks: Mapping[str, dict[str, int] | None],
     operations: Mapping[str, float],
     rate: float,
 ) -> list[dict[str, Any]]:
@@ -114,7 +116,8 @@ def _rows(
                 "times ours": statistics.median(lap.seconds / ours.seconds for lap, ours in pairs),
                 "CPU s": cpu_seconds,
                 "CPU times ours": statistics.median(lap.cpu_seconds / ours.cpu_seconds for lap, ours in pairs),
-                "peak MiB": None if peak is None else peak / measure.MIB,
+                "peak MiB": None if peak is None else peak["peak"] / measure.MIB,
+                "less libraries": None if peak is None else (peak["peak"] - peak["before"]) / measure.MIB,
                 "TFLOP": operations[name],
                 "TFLOP/s": operations[name] / seconds,
                 "of matmul": operations[name] / seconds / rate,
