@@ -14,11 +14,13 @@ from . import layout
 from .compute import set_up
 from .data.coco import load_instances
 from .data.dataset import ValidationPictures, check_pictures_exist
+from .data.loading import validation_batches
 from .data.splits import base_names, novel_names
 from .detector.detector import build_detector
 from .errors import InputError
 from .evaluation.ladder import (
     Rung,
+    is_openais,
     judge_detector,
     judge_fusion,
     judge_novel,
@@ -117,17 +119,13 @@ def _text(params: Params, setting: str) -> Rung:
     return judge_text(golden_findings(card, tensors, metadata), card.architecture)
 
 
-def golden_findings(card: VlmCard, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Sequence[str] | None:
-    """Where the cached text embeddings differ from the golden values of OpenAI's weights.
-
-    None if there is nothing to compare: other weights, a tower without golden values, or prompts that are not theirs.
-    """
-    golden = golden_values(card.architecture)
-    is_openais = card.weights == "openai" or card.provenance.get("weights", {}).get("is_openais_archive", False)
-    if golden is None or not is_openais or metadata["templates"] != list(CLIP_TEMPLATES):
+def golden_findings(card: VlmCard, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> list[str] | None:
+    """Where the text embeddings differ from the golden values of this VLM; None if it or its prompts have none."""
+    golden = golden_values(card.architecture) if is_openais(card) else None
+    prompts = (CLIP_TEMPLATES, "background")
+    if golden is None or (tuple(metadata["templates"]), metadata["background"]) != prompts:
         return None
-    rows = dict(zip(metadata["names"], tensors["embeddings"], strict=True))
-    return compare(rows, golden).findings if rows.keys() >= golden["first_components"].keys() else None
+    return list(compare(dict(zip(metadata["names"], tensors["embeddings"], strict=True)), golden).findings)
 
 
 def _regions(params: Params, setting: str) -> Rung:
@@ -141,13 +139,14 @@ def _regions(params: Params, setting: str) -> Rung:
     split = load_instances(layout.val_split("generalized"))
     manifest = read_json(layout.manifest(params), "data manifest", "run `python -m fvlm download`")
     image_dir = layout.data_root(params) / manifest["val"]["images"]
-    check_pictures_exist(split, image_dir)
+    images = split["images"]
+    count = min(len(images), PICTURES)
+    chosen = {**split, "images": [images[place * len(images) // count] for place in range(count)]}
+    check_pictures_exist(chosen, image_dir)
     pictures = ValidationPictures(
-        split, image_dir, canvas_size=params.model.image_size, mean=card.image_mean, std=card.image_std
+        chosen, image_dir, canvas_size=params.model.image_size, mean=card.image_mean, std=card.image_std
     )
-    count = min(len(pictures), PICTURES)
-    indices = [place * len(pictures) // count for place in range(count)]
-    named = classify_boxes(detector, pictures, indices, split, text, names)
+    named = classify_boxes(detector, validation_batches(pictures, params.detect, device=device), split, text, names)
     return judge_regions(named, range(len(base)), range(len(base), len(names)), card)
 
 

@@ -231,6 +231,31 @@ def test_an_unknown_setting_ends_with_2(folder, capsys):
     assert "add it to settings" in capsys.readouterr().err
 
 
+def test_golden_values_are_asked_of_openais_weights_and_clips_templates_only():
+    card = VlmCard(
+        architecture="RN50-quickgelu",
+        weights="openai",
+        model_config={},
+        image_mean=(0.5,) * 3,
+        image_std=(0.5,) * 3,
+        logit_scale=100.0,
+        grid=7,
+        weights_sha256="",
+        pretraining=None,
+        provenance={},
+    )
+    names = ["background", *(name for _, name in categories())]
+    metadata = {"names": names, "templates": list(CLIP_TEMPLATES), "background": "background"}
+    torch.manual_seed(0)
+    tensors = {"embeddings": torch.randn(81, 1024)}
+    findings = golden_findings(card, tensors, metadata)
+    assert findings and any("background" in finding for finding in findings)
+    assert golden_findings(dataclasses.replace(card, weights="random"), tensors, metadata) is None
+    assert golden_findings(dataclasses.replace(card, architecture="RN50x4-quickgelu"), tensors, metadata) is None
+    assert golden_findings(card, tensors, metadata | {"templates": ["a {}"]}) is None
+    assert golden_findings(card, tensors, metadata | {"background": "nothing"}) is None
+
+
 @pytest.mark.slow
 def test_a_small_world_that_was_really_trained_climbs_the_ladder(tmp_path, monkeypatch):
     """The default recipe, shortened to what still learns: three minutes on two cores."""

@@ -38,6 +38,7 @@ class RememberingTower(nn.Module):
     def __init__(self, tower: ImageTower) -> None:
         super().__init__()
         self.tower = tower
+        self.mode = tower.mode
         self.seen: dict[bytes, dict[str, Tensor]] = {}
 
     @property

@@ -11,10 +11,11 @@ from test_detector import EMBED_DIM, make_detector
 
 from fvlm.data.coco import load_instances
 from fvlm.data.dataset import ValidationPictures
+from fvlm.data.loading import ValidationBatch, validation_batches
 from fvlm.data.splits import base_names, build_val_split, novel_names
-from fvlm.data.transforms import render, scale_xyxy
+from fvlm.data.transforms import scale_xyxy
 from fvlm.evaluation.regions import VARIANTS, BoxClasses, average_recall, best_overlaps, classify_boxes
-from fvlm.params import load_params
+from fvlm.params import Detect, load_params
 
 NAMES = [*base_names(), *novel_names()]
 
@@ -52,36 +53,39 @@ def test_variants_move_boxes_by_a_tenth_of_their_sides_and_by_half_a_cell():
     }
 
 
+def batches_of(pictures: ValidationPictures) -> list[ValidationBatch]:
+    return list(validation_batches(pictures, Detect(batch_size=3, workers=0), device=torch.device("cpu")))
+
+
 @pytest.mark.parametrize("vlm_crop", ["authors", "aligned"])
 def test_boxes_are_named_as_the_detector_would_name_them_as_proposals(tmp_path, vlm_crop, monkeypatch):
     root = make_coco(tmp_path, train_images=1, val_images=8)
     split = build_val_split(load_instances(root / "annotations" / "instances_val2017.json"), "generalized")
     pictures = ValidationPictures(split, root / "val2017", canvas_size=128, mean=(0.5,) * 3, std=(0.3,) * 3)
     detector = make_detector(load_params("recipes/emoji.yaml"), vlm_crop=vlm_crop).eval()
-
-    def canvas_of(sample):
-        return render([sample.crop], pictures.canvas_size, pictures.mean, pictures.std)
-
+    batches = batches_of(pictures)
     torch.manual_seed(3)
     corners = 128 * torch.rand(len(NAMES), 2, 2)
     places = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
     with torch.no_grad():
-        text = detector.embed_by_vlm(detector.tower(canvas_of(pictures[0]))["C5"], [places])
+        text = detector.embed_by_vlm(detector.tower(batches[0].images[:1])["C5"], [places])
     common = F.normalize(
         text.mean(0), dim=0
     )  # of a random tower's embeddings; without it in the "texts" answers differ
     text = text - (text @ common)[:, None] * common
-    named = classify_boxes(detector, pictures, range(len(pictures)), split, text, NAMES)
+    named = classify_boxes(detector, batches, split, text, NAMES)
 
     expected, truths = [], []
-    for sample in (pictures[i] for i in range(len(pictures))):
-        of_image = [a for a in split["annotations"] if a["image_id"] == sample.image_id and not a["iscrowd"]]
+    for place, image_id in enumerate(pictures.image_ids.tolist()):
+        batch = batches[place // 3]
+        size_hw = batch.sizes_hw[place % 3]
+        of_image = [a for a in split["annotations"] if a["image_id"] == image_id and not a["iscrowd"]]
         if not of_image:
             continue
         x, y, w, h = torch.tensor([a["bbox"] for a in of_image]).unbind(1)
-        boxes = torch.stack([x, y, x + w, y + h], dim=1) * scale_xyxy(sample.stored_hw, sample.crop.size_hw)
+        boxes = torch.stack([x, y, x + w, y + h], dim=1) * scale_xyxy(batch.stored_hw[place % 3], size_hw)
         monkeypatch.setattr(detector, "_propose", lambda *_, boxes=boxes: [(boxes, torch.ones(len(boxes)))])
-        (regions,) = detector.detect(canvas_of(sample), [sample.crop.size_hw], text)
+        (regions,) = detector.detect(batch.images[place % 3][None], [size_hw], text)
         expected += regions.vlm_similarity.argmax(dim=1).tolist()
         name_of = {c["id"]: c["name"] for c in split["categories"]}
         truths += [NAMES.index(name_of[a["category_id"]]) for a in of_image]
@@ -96,7 +100,8 @@ def test_a_split_without_boxes_names_nothing(tmp_path):
     pictures = ValidationPictures(split, root / "val2017", canvas_size=64, mean=(0.5,) * 3, std=(0.3,) * 3)
     detector = make_detector(load_params("recipes/emoji.yaml")).eval()
     text = torch.randn(len(NAMES), EMBED_DIM)
-    named = classify_boxes(detector, pictures, [0, 1], {**split, "annotations": []}, text, NAMES)
+    batches = batches_of(pictures)
+    named = classify_boxes(detector, batches, {**split, "annotations": []}, text, NAMES)
     assert named.count(range(65)) == 0
 
 

@@ -221,7 +221,10 @@ class FVLM(nn.Module):
         ]
 
     def embed_by_vlm(self, c5: Tensor, boxes: Sequence[Tensor]) -> Tensor:
-        """CLIP's own embeddings of boxes: C5 (N, C, H, W) and N x (R_i, 4) xyxy pixels -> (R, D), not normalised."""
+        """CLIP's own embeddings of boxes: C5 (N, C, H, W) and N x (R_i, 4) xyxy pixels -> (R, D), not normalised.
+
+        In float32, whatever `c5` is and under autocast too.
+        """
         shift = C5_STRIDE / 2 if self.model.vlm_crop == "aligned" else 0.0
         with _float32(c5.device):
             return pool_regions(self.tower.attnpool, c5, [b - shift for b in boxes], grid=self.grid, stride=C5_STRIDE)

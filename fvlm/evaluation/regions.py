@@ -1,6 +1,6 @@
 """What lies below a detector's scores: the VLM alone on ground-truth boxes, and the proposals alone."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from ..data.coco import CocoDict
-from ..data.dataset import ValidationPictures
-from ..data.transforms import render, scale_xyxy
+from ..data.loading import ValidationBatch
+from ..data.transforms import scale_xyxy
 from ..detector.detector import FVLM, cosine
 from ..vlm.clip import C5_STRIDE
 from .ap import IOU_THRESHOLDS
@@ -73,18 +73,14 @@ class BoxClasses:
 
 @torch.no_grad()
 def classify_boxes(
-    detector: FVLM,
-    pictures: ValidationPictures,
-    indices: Sequence[int],
-    coco: CocoDict,
-    text: Tensor,
-    names: Sequence[str],
+    detector: FVLM, batches: Iterable[ValidationBatch], coco: CocoDict, text: Tensor, names: Sequence[str]
 ) -> BoxClasses:
-    """Name the ground-truth boxes of `pictures[indices]` by the VLM alone: RoIAlign, attention pool, nearest text.
+    """Name ground-truth boxes by the VLM alone: RoIAlign, attention pool, nearest text.
 
     Args:
         detector: of whose parts only the tower and the crop convention are used; its head may be untrained.
-        coco: boxes of these pictures; crowds and boxes without width or height are left out.
+        batches: pictures on the detector's device.
+        coco: the boxes of these pictures; crowds and boxes without width or height are left out.
         text: (K, D) embeddings of `names`, on the detector's device.
         names: K names that compete.
     """
@@ -95,21 +91,20 @@ def classify_boxes(
             of_image.setdefault(annotation["image_id"], []).append(annotation)
     truths: list[int] = []
     guesses: dict[str, list[Tensor]] = {variant: [] for variant in VARIANTS}
-    for index in indices:
-        sample = pictures[index]
-        annotations = of_image.get(sample.image_id, [])
-        if not annotations:
-            continue
-        xywh = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32)
-        boxes = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
-        boxes = (boxes * scale_xyxy(sample.stored_hw, sample.crop.size_hw)).to(text.device)
-        canvas = render([sample.crop], pictures.canvas_size, pictures.mean, pictures.std)
-        c5 = detector.tower(canvas.to(text.device))["C5"]
-        crops = torch.cat([variant(boxes) for variant in VARIANTS.values()])
-        named = cosine(detector.embed_by_vlm(c5, [crops]), text).argmax(dim=1).cpu()
-        for variant, part in zip(VARIANTS, named.split(len(boxes)), strict=True):
-            guesses[variant].append(part)
-        truths += [class_of[a["category_id"]] for a in annotations]
+    for batch in batches:
+        crops, counts = [], []
+        for image_id, stored_hw, size_hw in zip(batch.image_ids, batch.stored_hw, batch.sizes_hw, strict=True):
+            annotations = of_image.get(image_id, [])
+            xywh = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
+            boxes = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1) * scale_xyxy(stored_hw, size_hw)
+            crops.append(torch.cat([variant(boxes) for variant in VARIANTS.values()]).to(text.device))
+            counts.append(len(boxes))
+            truths += [class_of[a["category_id"]] for a in annotations]
+        c5 = detector.tower(batch.images)["C5"]
+        named = cosine(detector.embed_by_vlm(c5, crops), text).argmax(dim=1).cpu()
+        for of_picture, count in zip(named.split([len(c) for c in crops]), counts, strict=True):
+            for variant, part in zip(VARIANTS, of_picture.split([count] * len(VARIANTS)), strict=True):
+                guesses[variant].append(part)
     none = torch.zeros(0, dtype=torch.int64)
     return BoxClasses(
         truths=torch.tensor(truths, dtype=torch.int64),
