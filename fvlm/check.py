@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 

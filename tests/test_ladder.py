@@ -177,7 +177,7 @@ def test_novel_is_not_judged_without_its_inputs():
 
 def test_the_published_numbers_are_held_against_their_own_experiment_only():
     assert ladder.judge_published(metrics(43.7, 28.0), "zsd", CARD, 4836).verdict == "ok"
-    as_a_file = dataclasses.replace(CARD, weights="RN50.pt", provenance={"is_openais_archive": True})
+    as_a_file = dataclasses.replace(CARD, weights="RN50.pt", provenance={"weights": {"is_openais_archive": True}})
     assert ladder.judge_published(metrics(43.7, 28.0), "zsd", as_a_file, 4836).verdict == "ok"
     assert ladder.judge_published(metrics(43.7, 24.0), "zsd", CARD, 4836).verdict == "suspicious"
     assert ladder.judge_published(metrics(30.0, 28.0), "zsd", CARD, 4836).verdict == "suspicious"

@@ -51,7 +51,7 @@ def settled(norm_momentum: float, steps: int) -> bool:
 
 def is_openais(card: VlmCard) -> bool:
     """Whether the weights are OpenAI's, also where they came as a file."""
-    return card.weights == "openai" or bool(card.provenance.get("is_openais_archive"))
+    return card.weights == "openai" or bool(card.provenance.get("weights", {}).get("is_openais_archive"))
 
 
 def knows_no_classes(card: VlmCard) -> str | None:
