@@ -13,8 +13,8 @@ run: install  ## run the pipeline of params.yaml to the report: reports/index.ht
 	@if [ -x $(BIN)/snakemake ]; then $(BIN)/snakemake all --cores all; \
 	else echo "Snakemake 9.27 does not exist for Python 3.10: the same pipeline under DVC"; $(BIN)/dvc repro; fi
 
-test: install  ## run all tests
-	$(BIN)/python -m pytest
+test: install  ## run all tests but the few that take minutes each (`python -m pytest -m long` runs those)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: install  ## check format, style, types and the workflow; changes nothing
 	$(BIN)/ruff format --check .

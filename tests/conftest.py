@@ -14,6 +14,10 @@ from PIL import Image, ImageDraw, ImageFilter
 from fvlm.data.coco import categories, category_records
 from fvlm.data.splits import base_names, excluded_names, novel_names
 
+# two test files run at a time: one thread each, and threads that wait sleep
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # what the images of a part hold, in turn: every case that a split decides differently
 SCENES = (
     ("base", "base"),

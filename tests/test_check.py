@@ -256,7 +256,7 @@ def test_golden_values_are_asked_of_openais_weights_and_clips_templates_only():
     assert golden_findings(card, tensors, metadata | {"background": "nothing"}) is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_world_that_was_really_trained_climbs_the_ladder(tmp_path, monkeypatch):
     """The default recipe, shortened to what still learns: three minutes on two cores."""
     monkeypatch.chdir(tmp_path)

@@ -21,7 +21,7 @@ from fvlm.stages.detect import run_detector
 from fvlm.training.loop import train
 from fvlm.vlm.clip import ImageTower, VlmCard, build_clip, real_tower_config
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "coco_folder.yaml"
 PICTURES = 8

@@ -23,7 +23,10 @@ TABLE = {
 }
 C5_CHANNELS = dict(zip(TABLE, (2048, 2560, 3072, 4096), strict=True))
 MILLION_PARAMETERS = dict(zip(TABLE, (102.01, 178.30, 290.98, 623.26), strict=True))  # open_clip's model_profile.csv
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("RN50x16-quickgelu", "RN50x64-quickgelu")]
+SLOW = [
+    pytest.param("RN50x16-quickgelu", marks=pytest.mark.slow),
+    pytest.param("RN50x64-quickgelu", marks=pytest.mark.long),
+]
 
 
 def shapes_only(architecture):
