@@ -268,7 +268,8 @@ def test_an_error_of_one_process_ends_all_with_one_line_and_code_2(world):
     process = call()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2, err
-    (line,) = err.splitlines()
+    assert len(err.splitlines()) == 1, err
+    line = err.strip()
     assert line.startswith("error: ") and broken.name in line
     assert processes_of(process.pid) == []
 
@@ -279,7 +280,8 @@ def test_an_error_of_all_processes_is_one_line(world):
     process = call()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2, err
-    (line,) = err.splitlines()
+    assert len(err.splitlines()) == 1, err
+    line = err.strip()
     assert "lower train.learning_rate" in line
 
 
