@@ -345,3 +345,10 @@ def test_a_gpu_trains_in_bfloat16_with_channels_last_and_goes_on_from_its_checkp
     rows = train_it(7)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
     assert not torch.backends.cudnn.allow_tf32
+
+
+def test_a_real_detector_whose_weights_are_no_longer_finite_says_so_at_its_next_loss(tmp_path, monkeypatch):
+    detector = build_real()
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda optimizer: detector.rpn.box.weight.data.fill_(float("nan")))
+    with pytest.raises(TrainingDiverged, match="step 2: the loss is not finite"):
+        run_real(detector, tmp_path)

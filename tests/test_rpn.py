@@ -1,5 +1,6 @@
 """Anchors and proposals, by hand."""
 
+import math
 from typing import Any
 
 import pytest
@@ -112,3 +113,11 @@ def test_no_more_than_post_nms_top_n_proposals_are_kept():
         logits, deltas, make_anchors(SIZES, 8), [(32, 32)], pre_nms_top_n=50, post_nms_top_n=7, nms_iou=0.9
     )
     assert len(boxes) == 7
+
+
+def test_a_network_that_gives_nan_proposes_boxes_inside_the_picture():
+    logits, deltas = flat_outputs()
+    for x in (*logits, *deltas):
+        x.fill_(math.nan)
+    [(boxes, _)] = propose(logits, deltas, make_anchors(SIZES, 8), [(32, 24)], **NO_LIMIT)
+    assert len(boxes) and boxes.isfinite().all() and boxes.min() >= 0 and boxes.max() <= 32

@@ -119,7 +119,8 @@ def propose(
     levels = torch.cat(level_of)
     results = []
     for size_hw, box, score in zip(sizes_hw, torch.cat(boxes, dim=1), torch.cat(scores, dim=1), strict=True):
-        candidates = clip_boxes_to_image(box, size_hw)
+        # a network that has diverged gives NaN: as coordinates they would index out of bounds before a loss is read
+        candidates = clip_boxes_to_image(box.nan_to_num(0.0), size_hw)
         keep = batched_nms(candidates, score, levels, nms_iou)[:post_nms_top_n]
         results.append((candidates[keep], score[keep]))
     return results
