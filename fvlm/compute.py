@@ -20,12 +20,10 @@ def set_up(compute: Compute, local_rank: int = 0) -> torch.device:
     Raises:
         InputError: device is cuda and there is none, or none for this process, or it cannot compute in bfloat16.
     """
-    torch.set_num_threads(compute.threads)
-    torch.use_deterministic_algorithms(compute.device == "cpu")
-    # it would also overwrite all new memory with NaN before an operator fills it: a second pass over every activation
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if compute.device == "cpu":
-        return torch.device("cpu")
+        return set_up_cpu(compute.threads)
+    torch.set_num_threads(compute.threads)
+    torch.use_deterministic_algorithms(False)
     if not torch.cuda.is_available():
         raise InputError("params.yaml: compute.device: expected a CUDA device, found none; set it to cpu")
     if local_rank >= torch.cuda.device_count():
@@ -43,6 +41,15 @@ def set_up(compute: Compute, local_rank: int = 0) -> torch.device:
             "set it to float32"
         )
     return device
+
+
+def set_up_cpu(threads: int) -> torch.device:
+    """`set_up` for a stage that computes on the CPU whatever `compute` says."""
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    # it would also overwrite all new memory with NaN before an operator fills it: a second pass over every activation
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return torch.device("cpu")
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -3,13 +3,13 @@
 from tqdm import tqdm
 
 from .. import layout
-from ..compute import set_up
+from ..compute import set_up_cpu
 from ..data.coco import load_instances
 from ..evaluation.raw import RawDetections
 from ..evaluation.scoring import PER_CLASS_COLUMNS, score
 from ..evaluation.sweep import COLUMNS, sweep_fusion
 from ..io import write_csv, write_json
-from ..params import Compute, Params
+from ..params import Params
 
 
 def run(params: Params, setting: str) -> None:
@@ -21,7 +21,7 @@ def run(params: Params, setting: str) -> None:
     Raises:
         InputError: raw detections or splits are missing, unsound, or do not belong together.
     """
-    set_up(Compute(device="cpu", threads=1))
+    set_up_cpu(1)
     raw = RawDetections.load(layout.raw_detections(setting))
     splits = {name: load_instances(layout.val_split(name)) for name in layout.PROTOCOLS}
     print(f"evaluate {setting}: {len(raw.image_ids)} images, {len(raw.boxes)} regions", flush=True)
