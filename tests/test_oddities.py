@@ -1,6 +1,6 @@
 """What real COCO 2017 is known to hold, from its annotation file to what training sees.
 
-Source of the cases: coco-protocol notes, section 6.
+Source of the cases: cocoapi#355 and #462, and what others counted in the published files.
 """
 
 import dataclasses

@@ -66,7 +66,7 @@ def build_train_split(coco: CocoDict, setting: str, *, keep_empty: bool) -> Coco
             instances_train2017_seen_2.json, 107,761 images) drop them and count a crowd as an annotation; DetPro's
             loader and ovdet's files keep them.
 
-    Source: coco-protocol notes, sections 1.6 and 2.2; DetPro's `ignore_ids_train` (zsd) and `ignore_ids_test` (ovod).
+    Source: DetPro's `ignore_ids_train` (zsd) and `ignore_ids_test` (ovod); OVR-CNN's notebook for what is dropped.
     """
     names = supervised_names(setting)
     images, annotations = _select_train(coco, setting, keep_empty=keep_empty)

@@ -3,7 +3,7 @@
 Each rung rests on those below it, so the first that is not ok is the place to look; what stands above it says little.
 Every function judges numbers that were measured elsewhere and gives a `Rung`.
 
-Source: F-VLM fvlm-spec notes, section 8 D, and what public ports and their users report (named at each rung).
+Source: what public ports and their users report (named at each rung); the order is ours.
 Thresholds compare with chance or with another branch of the same model, so that they hold on the embedded world and on
 real CLIP alike; a number of a paper stands in the last rung only.
 """
@@ -44,7 +44,7 @@ def settled(norm_momentum: float, steps: int) -> bool:
 
     With 0.003 that takes 1,533 steps, with 0.1 it takes 44. A detector before that scores about 0 whatever it learned.
 
-    Source: fvlm-spec notes, section 7.3 (95 % after 1,000 steps; runs under about 2,000 mean nothing).
+    With 0.003 the statistics are 95 % there after 1,000 steps; scores of runs under about 2,000 mean nothing.
     """
     return (1 - norm_momentum) ** steps <= SETTLED
 
@@ -125,7 +125,7 @@ def judge_regions(named: BoxClasses, base: Sequence[int], novel: Sequence[int], 
         f"{max(tenths):.1f} %, by half a cell of C5 {top1_of['half_a_cell_up_left']:.1f} (up left) and "
         f"{top1_of['half_a_cell_down_right']:.1f} % (down right)",
         expected=f"mean over classes from {TIMES_CHANCE} times chance ({100 / len(every):.1f} %) on, novel at least "
-        "half of base (the VLM saw no box of either), little lost by small moves, nothing gained (fvlm-spec notes 8 D)",
+        "half of base (the VLM saw no box of either), little lost by small moves, nothing gained",
         look_at=look_at,
         numbers=numbers,
     )
