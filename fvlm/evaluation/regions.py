@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_convert, box_iou
 
 from ..data.coco import CocoDict
 from ..data.loading import ValidationBatch
@@ -85,18 +85,14 @@ def classify_boxes(
         names: K names that compete.
     """
     class_of = {c["id"]: names.index(c["name"]) for c in coco["categories"] if c["name"] in names}
-    of_image: dict[int, list[dict[str, Any]]] = {}
-    for annotation in coco["annotations"]:
-        if annotation["category_id"] in class_of and not annotation["iscrowd"] and min(annotation["bbox"][2:]) > 0:
-            of_image.setdefault(annotation["image_id"], []).append(annotation)
+    of_image = _objects_by_image(coco, class_of)
     truths: list[int] = []
     guesses: dict[str, list[Tensor]] = {variant: [] for variant in VARIANTS}
     for batch in batches:
         crops, counts = [], []
         for image_id, stored_hw, size_hw in zip(batch.image_ids, batch.stored_hw, batch.sizes_hw, strict=True):
-            annotations = of_image.get(image_id, [])
-            xywh = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
-            boxes = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1) * scale_xyxy(stored_hw, size_hw)
+            annotations = [a for a in of_image.get(image_id, []) if min(a["bbox"][2:]) > 0]
+            boxes = _boxes_xyxy(annotations) * scale_xyxy(stored_hw, size_hw)
             crops.append(torch.cat([variant(boxes) for variant in VARIANTS.values()]).to(text.device))
             counts.append(len(boxes))
             truths += [class_of[a["category_id"]] for a in annotations]
@@ -112,6 +108,21 @@ def classify_boxes(
     )
 
 
+def _objects_by_image(coco: CocoDict, category_ids: Collection[int]) -> dict[int, list[dict[str, Any]]]:
+    """Annotations of these categories by image id, crowds left out."""
+    of_image: dict[int, list[dict[str, Any]]] = {}
+    for annotation in coco["annotations"]:
+        if annotation["category_id"] in category_ids and not annotation["iscrowd"]:
+            of_image.setdefault(annotation["image_id"], []).append(annotation)
+    return of_image
+
+
+def _boxes_xyxy(annotations: Sequence[Mapping[str, Any]]) -> Tensor:
+    """(K, 4) boxes of K annotations, in pixels of the stored picture; K may be 0."""
+    xywh = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
+    return box_convert(xywh, "xywh", "xyxy")
+
+
 def _sides(boxes: Tensor) -> Tensor:
     """(K, 4) xyxy -> (K, 4) width, height, width, height."""
     return (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
@@ -124,10 +135,7 @@ def best_overlaps(raw: RawDetections, coco: CocoDict, names: Collection[str], *,
     and places in general that have not seen the picture. What they cover by luck is the chance level of a recall.
     """
     wanted = {c["id"] for c in coco["categories"] if c["name"] in set(names)}
-    of_image: dict[int, list[Any]] = {}
-    for annotation in coco["annotations"]:
-        if annotation["category_id"] in wanted and not annotation["iscrowd"]:
-            of_image.setdefault(annotation["image_id"], []).append(annotation["bbox"])
+    of_image = _objects_by_image(coco, wanted)
     overlaps = []
     images = len(raw.image_ids)
     for index, image_id in enumerate(raw.image_ids.tolist()):
@@ -135,8 +143,7 @@ def best_overlaps(raw: RawDetections, coco: CocoDict, names: Collection[str], *,
             continue
         source = (index + 1) % images if swapped else index
         stretch = (raw.image_sizes_hw[index] / raw.image_sizes_hw[source]).flip(0).repeat(2)
-        xywh = torch.tensor(of_image[image_id], dtype=torch.float32)
-        boxes = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
+        boxes = _boxes_xyxy(of_image[image_id])
         iou = box_iou(boxes, raw.proposals[raw.rows(source)] * stretch)
         overlaps.append(iou.max(dim=1).values if iou.shape[1] else torch.zeros(len(boxes)))
     return torch.cat([torch.zeros(0), *overlaps])
