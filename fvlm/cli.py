@@ -85,7 +85,7 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(params.compute.threads)
     # Threads that wait for each other shall sleep, not spin: beside any other process a spinning thread holds the core
-    # that the awaited one needs, and pretraining on 2 cores was five times slower. Results do not depend on it.
+    # that the awaited one needs, which slows pretraining on 2 cores several times. Results do not depend on it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if arguments.command == "check":
         return 0 if _module("fvlm.check").run(params, json_path=arguments.json, **options) else 1

@@ -39,8 +39,8 @@ def pool_pyramid(pyramid: dict[str, Tensor], boxes: list[Tensor], canonical_box_
         (R, C, 7, 7), R = sum of R_i, in the order of `boxes`; channels last in memory.
 
     All cells of all maps are the rows of one table; a bin is a weighted sum of four of them, which is what
-    `embedding_bag` computes. torchvision's RoIAlign runs on one thread, seven times as long with its backward pass, and
-    sorts every channel's every read where algorithms are deterministic on CUDA. Its `MultiScaleRoIAlign` cannot sample
+    `embedding_bag` computes. torchvision's RoIAlign runs on one thread, takes longer, and where
+    algorithms are deterministic on CUDA sorts every channel's every read. Its `MultiScaleRoIAlign` cannot sample
     at the bins' centres.
     """
     maps = [pyramid[level] for level in LEVELS]
