@@ -288,13 +288,20 @@ def load_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
     return typing.cast(Params, params)
 
 
-def read_tree(path: str | os.PathLike[str] = "params.yaml") -> Any:
-    """params.yaml as nested dicts and lists, not validated. Snakemake takes its sections from here.
+def read_tree(
+    path: str | os.PathLike[str] = "params.yaml",
+    what: str = "params file",
+    remedy: str = "copy one of recipes/*.yaml to params.yaml",
+) -> Any:
+    """A YAML file as nested dicts and lists, not validated. Snakemake takes its sections of params.yaml from here.
+
+    Args:
+        what, remedy: complete the error message where the file cannot be read.
 
     Raises:
         InputError: the file is missing or is not YAML.
     """
-    text = read_text(path, "params file", "copy one of recipes/*.yaml to params.yaml")
+    text = read_text(path, what, remedy)
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
