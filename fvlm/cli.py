@@ -28,6 +28,18 @@ STAGES = {
     "freeze_ablation": "table and plot of the freeze ablation's runs",
 }
 TRAINING = ("train", "freeze_mode")  # run in compute.processes processes
+SPLIT_FILES = """a split file names its classes, or chooses them by the frequency that LVIS notes of each category:
+
+    name: pets                     # optional; the file's name unless given
+    base: [cat, dog, horse]
+    novel: [hamster, parrot]
+
+    name: LVIS, rare as novel
+    base: {frequency: [c, f]}
+    novel: {frequency: [r]}
+
+classes of the annotations in neither group are not scored
+"""
 PER_SETTING = ("splits", "train", "detect", "evaluate")
 
 
@@ -65,6 +77,16 @@ def _failed(message: str, code: int) -> int:
 def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     if arguments.command == "schema":
         print(json.dumps(schema(), indent=1))
+        return 0
+    if arguments.command == "score":
+        _module("fvlm.score").run(
+            arguments.results,
+            annotations=arguments.annotations,
+            split=arguments.split,
+            protocol=arguments.protocol,
+            images=arguments.images,
+            json_path=arguments.json,
+        )
         return 0
     params = load_params(arguments.params)
     if arguments.command == "check-params":
@@ -134,6 +156,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--setting", help="one of the settings in params.yaml (default: report.setting)")
     check.add_argument("--json", metavar="FILE", help="write the outcome there too")
+    score = commands.add_parser(
+        "score",
+        help="score any detector's results file (COCO's format) under a named protocol; needs no params.yaml",
+        epilog=SPLIT_FILES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    score.add_argument("results", metavar="DETECTIONS.json", help="a list of {image_id, category_id, bbox, score}")
+    score.add_argument("--annotations", required=True, metavar="FILE", help="the data set's instances file")
+    score.add_argument("--split", default="ovcoco", metavar="ovcoco|FILE.yaml", help="(default: ovcoco)")
+    score.add_argument(
+        "--protocol",
+        default="generalized",
+        metavar="NAME",
+        help="generalized (default), constrained_base or constrained_novel",
+    )
+    score.add_argument(
+        "--images",
+        default="split",
+        metavar="split|all",
+        help="images with a box of the scored classes (default), or all",
+    )
+    score.add_argument("--json", metavar="FILE", help="write the outcome there too, with full precision")
     commands.add_parser("check-params", help="validate params.yaml and stop")
     commands.add_parser("sync", help="record one engine's results for the other, so that neither builds them again")
     commands.add_parser("schema", help="print the JSON schema of params.yaml")

@@ -93,12 +93,13 @@ def group_mean(scores: Mapping[str, ClassScore | None], names: Collection[str]) 
 
 
 def scores_by_size(
-    detections: Detections, coco: CocoDict, category_ids: Collection[int]
+    detections: Detections, best: np.ndarray, coco: CocoDict, category_ids: Collection[int]
 ) -> Iterator[tuple[int, dict[str, SizeScore | None]]]:
     """Score one class after another, by the size of its boxes.
 
     Args:
         detections: on images of `coco`; those of other classes are left out.
+        best: what `best_detections` says of them.
         coco: "images" and "annotations", each annotation with "area" and "iscrowd"; those on other images or of other
             classes are left out.
         category_ids: the classes to score.
@@ -113,11 +114,10 @@ def scores_by_size(
     for annotation in coco["annotations"]:
         if annotation["category_id"] in truths and annotation["image_id"] in image_ids:
             truths[annotation["category_id"]].append(annotation)
-    rows = best_detections(detections)
-    sorted_ids = detections.category_ids[rows]
+    sorted_ids = detections.category_ids[best]
     areas = list(AREA_RANGES.values())
     for category_id, of_class in truths.items():
-        own = rows[slice(*np.searchsorted(sorted_ids, [category_id, category_id + 1]))]
+        own = best[slice(*np.searchsorted(sorted_ids, [category_id, category_id + 1]))]
         counts = _count_class(of_class, _as_dicts(detections, own), IOU_THRESHOLDS, areas)
         precision = 100 * counts["precision"][:, :, 0, :, 0].mean(axis=1)  # (T, A)
         recall = 100 * counts["recall"][:, 0, :, 0]  # (T, A)

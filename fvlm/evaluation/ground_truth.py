@@ -39,11 +39,10 @@ def load_ground_truth(path: str | os.PathLike[str]) -> tuple[CocoDict, dict[str,
     """
     coco = _parse(path)
     findings = CountedFindings(f"{path}")
-    federated = any(
-        isinstance(image, dict) and any(key in image for key in FEDERATED_KEYS) for image in coco["images"]
-    )
+    federated = any(isinstance(image, dict) and any(key in image for key in FEDERATED_KEYS) for image in coco["images"])
     categories = _categories(coco["categories"], findings)
     images = _images(coco["images"], findings)
+    findings.raise_if_any()  # or their annotations would be findings, too
     image_ids, category_ids = ({record["id"] for record in records} for records in (images, categories))
     annotations, filled = _annotations(coco["annotations"], image_ids, category_ids, findings)
     findings.raise_if_any()
