@@ -8,7 +8,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fvlm.errors import InputError
-from fvlm.evaluation.ap import ClassScore, average_precision, group_mean, proposal_recall
+from fvlm.evaluation.ap import ClassScore, Detections, average_precision, best_detections, group_mean, proposal_recall
 
 
 def pycocotools_eval(results, coco, **changes):
@@ -176,3 +176,21 @@ def test_the_order_of_categories_and_other_categories_do_not_matter():
 def test_a_detection_on_an_unknown_image_is_refused():
     with pytest.raises(InputError, match="detections on 1 images without ground truth, the first is image_id 9"):
         average_precision([result(9, 1, [0, 0, 1, 1], 0.5)], dataset([]))
+
+
+def test_the_best_hundred_of_an_image_and_class_are_in_cocos_order():
+    rng = np.random.default_rng(0)
+    image_ids, category_ids, scores = rng.integers(1, 3, 900), rng.integers(5, 7, 900), rng.random(900).round(1)
+    detections = Detections(
+        image_ids=image_ids, category_ids=category_ids, boxes_xywh=np.zeros((900, 4)), scores=scores
+    )
+    expected: list[int] = []
+    for category_id in (5, 6):
+        for image_id in (1, 2):
+            rows = np.flatnonzero((category_ids == category_id) & (image_ids == image_id))
+            assert len(rows) > 100
+            expected += rows[np.argsort(-scores[rows], kind="mergesort")][:100].tolist()
+    assert best_detections(detections).tolist() == expected
+    none = np.empty(0, np.int64)
+    empty = Detections(image_ids=none, category_ids=none, boxes_xywh=np.empty((0, 4)), scores=np.empty(0))
+    assert len(best_detections(empty)) == 0
