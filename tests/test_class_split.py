@@ -75,5 +75,5 @@ def test_a_wrong_file_is_told_in_one_line(tmp_path: Path, text: str, words: str)
 
 def test_a_data_set_without_frequencies_is_told(tmp_path: Path) -> None:
     plain = [{"id": category["id"], "name": category["name"]} for category in CATEGORIES]
-    with pytest.raises(InputError, match="expected a frequency of each category as LVIS has it, truth.json has none"):
+    with pytest.raises(InputError, match=r"expected a frequency of each category as LVIS has it, truth\.json has"):
         split_of(tmp_path, "base: {frequency: [c]}\nnovel: {frequency: [r]}", plain)

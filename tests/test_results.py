@@ -75,7 +75,7 @@ def test_damage_is_told_wherever_a_block_ends(
 ) -> None:
     monkeypatch.setattr(results, "BLOCK_CHARACTERS", block)
     plain = [{key: record[key] for key in ("image_id", "category_id", "bbox", "score")} for record in detections(9)]
-    with pytest.raises(InputError, match="results.json: ") as error:
+    with pytest.raises(InputError, match=r"results\.json: ") as error:
         read(tmp_path / "results.json", damage(json.dumps(plain)))
     assert words in str(error.value)
     assert "\n" not in str(error.value)

@@ -268,7 +268,9 @@ def _records(path: str, file: TextIO, size: int) -> Iterator[list[Any]]:
     A block is cut behind the last "}," and parsed as a list of its own. Where that cut lies within a detection (a
     nested object, a text), or at the file's end, entries are parsed one by one, which also finds the exact error.
     """
-    text = file.read(BLOCK_CHARACTERS).lstrip()
+    text = ""
+    while not text and (more := file.read(BLOCK_CHARACTERS)):
+        text = more.lstrip()
     if not text.startswith("["):
         raise InputError(f"{path}: expected a list of detections, got {_beginning(text)}; {REMEDY}")
     entries = _Entries(path, size)
