@@ -47,11 +47,14 @@ def test_a_file_is_the_same_in_blocks_of_any_size(
 
 def test_a_long_file_is_never_held_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "BLOCK_CHARACTERS", 4096)
-    lengths = []
+    lengths: list[int] = []
     add = results._Reader.add
-    monkeypatch.setattr(
-        results._Reader, "add", lambda reader, records: (lengths.append(len(records)), add(reader, records))[1]
-    )
+
+    def noting(reader: results._Reader, records: list[Any]) -> None:
+        lengths.append(len(records))
+        add(reader, records)
+
+    monkeypatch.setattr(results._Reader, "add", noting)
     assert read(tmp_path / "results.json", json.dumps(detections(2000))).total == 2000
     assert sum(lengths) == 2000 and max(lengths) < 100
 

@@ -23,7 +23,7 @@ class CountedFindings:
     def add(self, kind: str, place: str, value: Any, remedy: str, count: int = 1) -> None:
         """Note `count` records of a kind, of which the first lies at `place` and has `value`; None is "nothing"."""
         before, *first = self.kinds.get(kind, (0, place, value, remedy))
-        self.kinds[kind] = (before + count, *first)  # type: ignore[assignment]
+        self.kinds[kind] = (before + count, *first)
 
     def raise_if_any(self) -> None:
         """Raise InputError with one line a kind."""

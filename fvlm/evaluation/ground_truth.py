@@ -7,7 +7,7 @@ that its stricter sibling refuses, such as those of Objects365 that begin left o
 import json
 import math
 import os
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..data.coco import CocoDict
 from ..errors import InputError
@@ -116,7 +116,7 @@ def _annotations(
             findings.add("annotations with iscrowd other than 0 or 1", where, iscrowd, "correct them")
         else:
             filled += "area" not in record
-            area = record.get("area", box[2] * box[3])
+            area: Any = record.get("area", box[2] * box[3])
             if type(area) not in (int, float) or not 0 <= area < math.inf:
                 findings.add("annotations whose area is no number of pixels", where, area, "correct or leave it out")
             kept.append(
@@ -131,7 +131,7 @@ def _annotations(
     return kept, filled
 
 
-def is_box(value: Any) -> bool:
+def is_box(value: Any) -> TypeGuard[list[float]]:
     """Whether `value` is [x, y, width, height], four finite numbers, width and height of at least 0."""
     return (
         type(value) is list

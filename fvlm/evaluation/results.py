@@ -4,6 +4,7 @@ A results file is COCO's: a list of {"image_id", "category_id", "bbox": [x, y, w
 ignored. Whatever it holds is scored, counted as left out, or an error: nothing is dropped without a word.
 """
 
+import io
 import itertools
 import json
 import os
@@ -63,10 +64,10 @@ def read_results(
     reader = _Reader(path, coco, image_ids, category_ids)
     try:
         size = os.path.getsize(path)
-        with open(path, encoding="utf-8-sig") as file, ByteProgress(f"score: reading {path}", size) as progress:
-            for records in _records(f"{path}", file, size):
+        with open(path, "rb") as file, ByteProgress(f"score: reading {path}", size) as progress:
+            for records in _records(f"{path}", io.TextIOWrapper(file, encoding="utf-8-sig"), size):
                 reader.add(records)
-                progress.advance(file.buffer.tell() - progress.done)
+                progress.advance(file.tell() - progress.done)
     except FileNotFoundError:
         raise InputError(f"{path}: results file not found; name the detector's results in COCO's format") from None
     except UnicodeDecodeError as error:
@@ -130,7 +131,7 @@ class _Reader:
         category, known_category = _lookup(self.category_ids, category_ids)
         self.on_known_images += int(known_image.sum())
 
-        def note(kind: str, wrong: np.ndarray, values: np.ndarray, remedy: str) -> None:
+        def note(kind: str, wrong: Any, values: np.ndarray, remedy: str) -> None:
             if wrong.any():
                 first = int(wrong.argmax())
                 value = values[first].tolist()
@@ -207,7 +208,7 @@ def _joined(kept: list[Columns], place: int) -> np.ndarray:
 
 
 def _size(image: dict[str, Any], side: str) -> float:
-    size = image.get(side)
+    size: Any = image.get(side)
     return float(size) if type(size) in (int, float) and size > 0 else np.nan
 
 
