@@ -8,6 +8,7 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 
 from fvlm.compute import autocast
+from fvlm.detector import recompute
 from fvlm.detector.detector import FVLM, arrange, cosine
 from fvlm.params import FreezeMode, load_params
 from fvlm.vlm.clip import ImageTower
@@ -226,3 +227,22 @@ def test_an_images_samples_do_not_depend_on_the_images_beside_it(params):
     assert torch.equal(sampled(boxes[1:], [2])[0], second)
     assert torch.equal(sampled(boxes[:1], [1])[0], first)
     assert not torch.equal(sampled(boxes[:1], [3])[0], first)
+
+
+def test_a_step_has_the_gradients_and_statistics_of_one_that_keeps_every_activation(params, monkeypatch):
+    def step() -> dict[str, torch.Tensor]:
+        detector = make_detector(params).train()
+        images, targets, text = make_batch()
+        torch.manual_seed(0)
+        torch.stack(list(detector.losses(images, targets, text, params.train).values())).sum().backward()
+        gradients = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
+        return gradients | dict(detector.named_buffers())
+
+    found = step()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # then nothing is made again
+    with monkeypatch.context() as without:
+        without.setattr(recompute._Recipe, "use", None)
+        expected = step()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)

@@ -10,6 +10,7 @@ from torchvision.models.detection._utils import BoxCoder
 
 from ..vlm.pooling import bin_taps
 from .fpn import LEVELS, STRIDES
+from .recompute import normalise, read
 from .rpn import MAX_LOG_SCALE
 
 ROI_SIZE = 7  # cells per side
@@ -106,8 +107,10 @@ class BoxHead(nn.Module):
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """(R, C, 7, 7) -> region embeddings (R, D), not normalised, and box deltas (R, 4), both float32."""
         x = pooled
-        for conv, norm in zip(self.convs, self.conv_norms, strict=True):
-            x = F.relu(norm(conv(x)), inplace=True)  # the norm's backward pass reads its input alone
-        x = F.relu(self.fc_norm(self.fc(x.flatten(1))), inplace=True).float()
+        for conv, norm in zip(self.convs[:-1], self.conv_norms[:-1], strict=True):
+            x = normalise(norm, read(conv, x), relu=True)
+        x = self.conv_norms[-1](read(self.convs[-1], x))
+        x = F.relu_(x.flatten(1))  # in this order the copy that `flatten` makes is the only one that is kept
+        x = F.relu_(self.fc_norm(self.fc(x))).float()
         with torch.autocast(x.device.type, enabled=False):  # what is compared with texts and decoded stays exact
             return self.embedding(x), self.box(x)

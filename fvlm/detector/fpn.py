@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .recompute import normalise
+
 LEVELS = ("P2", "P3", "P4", "P5", "P6")
 STRIDES = (4, 8, 16, 32, 64)  # image pixels per cell, one for each of LEVELS
 LECUN_TRUNCATION = 0.87962566103423978  # standard deviation of a unit normal cut off at two sigma
@@ -41,7 +43,7 @@ class FeaturePyramid(nn.Module):
             merged.insert(0, lateral + F.interpolate(merged[0], size=lateral.shape[-2:], mode="nearest"))
         outputs = [conv(x) for conv, x in zip(self.output, merged, strict=True)]
         outputs.append(self.coarsest(F.pad(outputs[-1], (0, 1, 0, 1))))
-        return {level: norm(x) for level, norm, x in zip(LEVELS, self.norm, outputs, strict=True)}
+        return {level: normalise(norm, x) for level, norm, x in zip(LEVELS, self.norm, outputs, strict=True)}
 
 
 def _lecun_normal_(weight: Tensor) -> None:

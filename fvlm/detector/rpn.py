@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from .fpn import LEVELS, STRIDES
+from .recompute import normalise, read
 
 ASPECT_RATIOS = (1.0, 2.0, 0.5)  # width / height
 MAX_LOG_SCALE = math.log(1000 / 16)  # largest dw, dh that is decoded
@@ -73,12 +73,10 @@ class RpnHead(nn.Module):
         for level, name in enumerate(LEVELS):
             x = pyramid[name]
             for conv, norms in zip(self.convs, self.norms, strict=True):
-                x = F.relu(
-                    cast(nn.ModuleList, norms)[level](conv(x)), inplace=True
-                )  # the norm does not need its output
+                x = normalise(cast(nn.ModuleList, norms)[level], read(conv, x), relu=True)
             count = x.shape[0]
-            logits.append(self.score(x).permute(0, 2, 3, 1).reshape(count, -1))
-            deltas.append(self.box(x).permute(0, 2, 3, 1).reshape(count, -1, 4))
+            logits.append(read(self.score, x).permute(0, 2, 3, 1).reshape(count, -1))
+            deltas.append(read(self.box, x).permute(0, 2, 3, 1).reshape(count, -1, 4))
         return logits, deltas
 
 

@@ -115,6 +115,10 @@ def _activation_bytes(detector: FVLM, images: int, params: Params) -> int:
         return functional_call(module, tensors, (argument,))
 
     size, model = params.model.image_size, params.model
+    hooks = []
+    if params.compute.processes > 1:  # norms over several processes keep what is otherwise made again
+        norms = [m for part in (detector.fpn, detector.rpn, detector.box_head) for m in part.modules()]
+        hooks = [m.register_forward_hook(lambda *of: keep(of[-1])) for m in norms if isinstance(m, nn.BatchNorm2d)]
     was_training = detector.training
     detector.eval()  # what a batch norm keeps is the same, but in train mode it refuses to see a single value
     with (
@@ -129,4 +133,6 @@ def _activation_bytes(detector: FVLM, images: int, params: Params) -> int:
         regions = [torch.empty(params.train.rois_per_image, 4) for _ in range(images)]
         run(detector.box_head, pool_pyramid(pyramid, regions, model.canonical_box_size))
     detector.train(was_training)
+    for hook in hooks:
+        hook.remove()
     return sum(storage.nbytes() for key, storage in kept.items() if key not in own)
