@@ -121,7 +121,7 @@ def test_without_gradients_nothing_is_remembered() -> None:
 
 
 def test_a_norm_over_several_processes_keeps_its_output() -> None:
-    norm, x, [conv] = make_parts(readers=1)
+    _, x, [conv] = make_parts(readers=1)
     synchronised = SynchronizedBatchNorm(6).eval()
     y = normalise(synchronised, x.requires_grad_(), relu=True)
     assert y not in recompute._RECIPES

@@ -1,9 +1,9 @@
 """Outputs of batch norms that are not kept for the way back, but made again on it.
 
-A batch norm keeps its input; what comes out of it, behind a ReLU or not, is kept a second time, by the layer that reads
-it. Yet the output is scale * input + shift, channel by channel, with statistics that the norm keeps anyway. So it is let
-go after the forward pass and made again when it is asked for: one pass over memory, where the convolution that reads it
-takes a hundred operations a number. At 1024 pixels this takes a third off what FPN, RPN and box head keep.
+A batch norm keeps its input; what comes out, behind a ReLU or not, is kept a second time, by the layer that reads it.
+Yet the output is scale * input + shift, channel by channel, with statistics that the norm keeps anyway. So it is let go
+in the forward pass and made again when the way back asks for it: one pass over memory, beside a convolution's thousands
+of operations a number.
 
 torch's `checkpoint` would run the norm itself again: it would take the statistics a second time, which costs more than
 twice as much, and would move the running ones twice.
