@@ -69,10 +69,13 @@ def compute_gradients(
             (loss + box_term(sums.box, foreground)).backward()
         else:
             foreground = foreground + sums.foreground
-            loss.backward(retain_graph=True)
-            for i, gradient in enumerate(torch.autograd.grad(sums.box, trained, allow_unused=True)):
+            # the shorter way back first: it keeps all activations, and the second lets go of them as it goes
+            of_box = torch.autograd.grad(sums.box, trained, retain_graph=True, allow_unused=True)
+            for i, gradient in enumerate(of_box):
                 if gradient is not None:
                     box_gradients[i] = box_gradients[i] + gradient if i in box_gradients else gradient
+            del of_box
+            loss.backward()
         box = box + sums.box.detach()
         early = {name: early.get(name, 0) + term.detach() for name, term in terms.items()}
 
