@@ -96,13 +96,13 @@ def build_ours(sizes: Sizes) -> tuple[FVLM, int]:
     if sizes.miniature:
         config["vision_cfg"] |= {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64}
         config["text_cfg"] |= {"layers": 1, "width": 64, "heads": 1}
-    clip = build_clip(config)
-    grid = clip.visual.attnpool.positional_embedding.shape[0]
+    visual = build_clip(config).visual  # as in stage `train`: the text tower goes
+    grid = visual.attnpool.positional_embedding.shape[0]
     model, _ = our_params(sizes)
-    for name, parameter in clip.visual.named_parameters():
+    for name, parameter in visual.named_parameters():
         if name.endswith("bn3.weight"):
             nn.init.ones_(parameter)  # open_clip starts residual branches at 0
-    detector = FVLM(ImageTower(clip.visual, "all"), config["embed_dim"], round((grid - 1) ** 0.5), model)
+    detector = FVLM(ImageTower(visual, "all"), config["embed_dim"], round((grid - 1) ** 0.5), model)
     detector.to(sizes.device).to(memory_format=_layout(sizes.channels_last))
     return detector, config["embed_dim"]
 

@@ -65,7 +65,7 @@ def train_detector(params: Params, setting: str, outputs: Outputs) -> World:
     split, image_dir, images_sha256 = _training_data(params, setting)
     card = load_card(layout.VLM_CARD)
     text, text_sha256 = _supervised_text(split, card)
-    clip = load_clip(layout.VLM_WEIGHTS, card)
+    visual = load_clip(layout.VLM_WEIGHTS, card).visual  # the text tower has spoken, and goes
     inputs = {
         "train_split": sha256_of_file(layout.train_split(setting)),
         "images": images_sha256,
@@ -85,7 +85,7 @@ def train_detector(params: Params, setting: str, outputs: Outputs) -> World:
     supervised = [category["name"] for category in _by_id(split)]
     del split  # gigabytes for COCO, in every process
     torch.manual_seed(params.train.seed)
-    detector = build_detector(params.model, card, clip.visual)
+    detector = build_detector(params.model, card, visual)
     tower_before = detector.tower.hash()
     if world.is_main:
         print(preflight(detector, params, device), flush=True)
