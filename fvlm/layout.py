@@ -14,6 +14,7 @@ REPORTS = Path("reports")
 HEADLINE_METRICS = Path("metrics.json")
 CHECKPOINTS = Path("checkpoints")
 PROTOCOLS = ("base", "novel", "generalized")
+VAL_SPLITS = (*PROTOCOLS, "all")
 
 
 DATA_ROOT_VARIABLE = "FVLM_DATA_ROOT"
@@ -57,8 +58,9 @@ def train_split(setting: str) -> Path:
     return Path(f"data/splits/train_{setting}.json")
 
 
-def val_split(protocol: str) -> Path:
-    return Path(f"data/splits/val_{protocol}.json")
+def val_split(name: str) -> Path:
+    """One of `VAL_SPLITS`."""
+    return Path(f"data/splits/val_{name}.json")
 
 
 def model(setting: str) -> Path:
@@ -87,6 +89,10 @@ def per_class(setting: str) -> Path:
 
 def fusion_sweep(setting: str) -> Path:
     return Path(f"runs/{setting}/fusion_sweep.csv")
+
+
+def protocol_variants(setting: str) -> Path:
+    return Path(f"runs/{setting}/protocol_variants.csv")
 
 
 def detections(setting: str) -> Path:

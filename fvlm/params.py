@@ -31,6 +31,8 @@ WEIGHT_TAGS = {"RN50-quickgelu": ("yfcc15m", "cc12m")}  # open_clip's, besides o
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
 HUB_PREFIX = "hf-hub:"
 Precision = Literal["float32", "bfloat16"]
+Images = Literal["split", "all"]
+Vocabulary = Literal["scored", "masked", "all"]
 
 
 def spec(
@@ -227,23 +229,51 @@ class Detect:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Fusion weights that are tried on the raw detections."""
+    """What is tried on the raw detections: each value of each with each; the headline's own are tried in any case."""
 
     alpha: tuple[float, ...] = spec("VLM weights for classes with boxes in training", min=0, max=1)
     beta: tuple[float, ...] = spec("VLM weights for the other classes", min=0, max=1)
+    vlm_temperature: tuple[float | None, ...] = spec("null: the headline's", above=0)
+    nms_iou: tuple[float | None, ...] = spec("null: the headline's", above=0, max=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Somebody's protocol: what it has of its own; all else is the headline's."""
+
+    name: str = spec("as protocol_variants.csv shows it")
+    source: str = spec("where it is to be read")
+    images: Images | None = spec("as evaluate.images; absent or null: the headline's, here and below", default=None)
+    vocabulary: Vocabulary | None = spec("as evaluate.vocabulary", default=None)
+    renormalise: bool | None = spec("as evaluate.renormalise", default=None)
+    vlm_background: bool | None = spec("as evaluate.vlm_background", default=None)
+    alpha: float | None = spec("as evaluate.alpha", min=0, max=1, default=None)
+    beta: float | None = spec("as evaluate.beta", min=0, max=1, default=None)
+    nms_iou: float | None = spec("as evaluate.nms_iou", above=0, max=1, default=None)
+    score_threshold: float | None = spec("as evaluate.score_threshold", min=0, max=1, default=None)
+    max_detections: int | None = spec("as evaluate.max_detections", min=1, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """From raw detections to scores."""
 
+    images: Images = spec("split: the pictures with a box of the protocol's classes (4,836 of COCO's); all: 5,000")
+    vocabulary: Vocabulary = spec(
+        "classes in the softmax. scored: the protocol's (65 rows); masked: all 80, the others at -inf (the same "
+        "numbers but for rounding); all: all 80, and detections of the others take places among max_detections"
+    )
+    vlm_background: bool = spec("whether background takes part in the VLM's softmax")
     alpha: float = spec("VLM weight for classes with boxes in training", min=0, max=1)
     beta: float = spec("VLM weight for the other classes", min=0, max=1)
+    renormalise: bool = spec("whether a region's fused scores are made to sum to 1, background included")
     vlm_temperature: float | None = spec("null: 1 / logit scale of the VLM at hand (CLIP's is 0.01)", above=0)
     nms_iou: float = spec("IoU of the per-class NMS", above=0, max=1)
     score_threshold: float = spec("least score of a detection", min=0, max=1)
     max_detections: int = spec("detections kept per image", min=1)
     sweep: Sweep = spec("the grid of fusion_sweep.csv")
+    variants: tuple[Variant, ...] = spec("of protocol_variants.csv, beside fvlm/evaluation/variants.json", default=())
+    processes: int = spec("that share the work, never taken from --cores; results do not depend on it", min=1, max=256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -502,10 +532,15 @@ def _cross_checks(params: Params) -> Iterator[str]:
                 yield f"text.templates[{i}]: expected a text with one {{}} for the class name, got {template!r}"
     if not params.text.background.strip():
         yield "text.background: expected a word, got an empty text"
-    for name in ("alpha", "beta"):
+    for name in ("alpha", "beta", "vlm_temperature", "nms_iou"):
         values = getattr(params.evaluate.sweep, name)
-        if len(set(values)) != len(values):
+        own = getattr(params.evaluate, name)
+        resolved = [own if value is None else value for value in values]
+        if len(set(resolved)) != len(resolved):
             yield f"evaluate.sweep.{name}: each value once, got {list(values)}"
+    names = [variant.name for variant in params.evaluate.variants]
+    if len(set(names)) != len(names):
+        yield f"evaluate.variants: each name once, got {names}"
 
 
 def schema() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from test_ap import pycocotools_eval, random_case, result, truth
 from test_ap import dataset as coco_of
+from test_ap import pycocotools_eval, random_case, result, truth
 
 from fvlm.errors import InputError
 from fvlm.evaluation.ap import average_precision, proposal_recall
@@ -57,9 +57,7 @@ def test_many_boxes_on_many_equal_truths_are_matched_in_cocos_order():
     annotations = [
         truth(n + 1, n % 4 + 1, 1, grid[rng.integers(len(grid))], int(rng.random() < 0.2)) for n in range(40)
     ]
-    results = [
-        result(n % 4 + 1, 1, grid[rng.integers(len(grid))], float(rng.integers(1, 4)) / 4) for n in range(120)
-    ]
+    results = [result(n % 4 + 1, 1, grid[rng.integers(len(grid))], float(rng.integers(1, 4)) / 4) for n in range(120)]
     coco = coco_of(annotations, names=("a",), images=4)
     expected = pycocotools_eval(results, coco)["precision"][:, :, :, 0, -1]
     np.testing.assert_allclose(count(boxes_of(results), Truth.of(coco)).precision, expected, rtol=0, atol=1e-12)

@@ -96,3 +96,34 @@ def test_wrong_shapes_weights_and_temperatures_are_named():
         fuse(alpha=1.5, beta=0.4)
     with pytest.raises(ValueError, match="temperature > 0, got 0"):
         class_log_probs(DETECTOR, 0)
+
+
+def test_without_renormalising_the_weighted_mean_is_the_score():
+    fused = fuse_scores(DETECTOR.log(), VLM.log(), SUPERVISED, alpha=0.25, beta=0.5, renormalise=False)
+    torch.testing.assert_close(fused, torch.tensor([[0.5, 0.4**0.75 * 0.1**0.25, 0.08**0.5]]))
+
+
+def test_without_background_the_classes_share_all_the_probability():
+    similarity = torch.tensor([[0.9, 0.2, 0.4]])
+    log_probs = class_log_probs(similarity, 0.1, background=False)
+    torch.testing.assert_close(log_probs[:, 1:], torch.log_softmax(similarity[:, 1:] / 0.1, dim=1))
+    assert similarity[0, 0] == 0.9  # a float32 argument is not written into
+    fused = fuse_scores(DETECTOR.log(), log_probs, SUPERVISED, alpha=0.3, beta=0.6, renormalise=False)
+    assert fused[0, 0].item() == pytest.approx(0.5)  # the detector's, though the VLM has none
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_a_masked_class_is_as_if_it_were_not_there(renormalise):
+    generator = torch.Generator().manual_seed(1)
+    detector, vlm = torch.rand(2, 20, 6, generator=generator)
+    few = [class_log_probs(s[:, :4], 0.1) for s in (detector, vlm)]
+    masked = []
+    for similarity in (detector, vlm):
+        similarity[:, 4:] = -torch.inf
+        masked.append(class_log_probs(similarity, 0.1))
+    for alpha, beta in ((0.0, 0.0), (0.2, 0.6), (1.0, 1.0)):
+        supervised = torch.tensor([True, False, True, True, False])
+        options = {"alpha": alpha, "beta": beta, "renormalise": renormalise}
+        fused = fuse_scores(*masked, supervised, **options)
+        torch.testing.assert_close(fused[:, :4], fuse_scores(*few, supervised[:3], **options))
+        assert (fused[:, 4:] == 0).all()

@@ -83,6 +83,18 @@ def build_val_split(coco: CocoDict, protocol: str) -> CocoDict:
     return _boxes_only(images, annotations, names, f"validation boxes of protocol {protocol}: {len(names)} classes")
 
 
+def build_val_all(coco: CocoDict) -> CocoDict:
+    """The boxes of the generalized protocol on every picture, those without one included: 5,000 of COCO's, not 4,836.
+
+    What `detect` runs on, so that one inference serves the code bases that score all pictures, too.
+
+    Source: ovdet's val files (keep_coco_base.py, keep_coco_novel.py) and DetPro's loader keep all pictures.
+    """
+    names = scored_names("generalized")
+    _, annotations = _select(coco, names)
+    return _boxes_only(coco["images"], annotations, names, f"validation boxes of {len(names)} classes on all pictures")
+
+
 def count_table(train: CocoDict, val: CocoDict) -> list[dict[str, Any]]:
     """The counts (`count_row`) of the subsets that papers count.
 

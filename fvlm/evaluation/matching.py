@@ -69,7 +69,9 @@ class Truth:
     def of(cls, coco: CocoDict, image_ids: Collection[int] | None = None) -> "Truth":
         """From a COCO instances dict; all its pictures, or those of `image_ids`, which may hold no box."""
         images = np.unique(
-            np.array([image["id"] for image in coco["images"]] if image_ids is None else list(image_ids), dtype=np.int64)
+            np.array(
+                [image["id"] for image in coco["images"]] if image_ids is None else list(image_ids), dtype=np.int64
+            )
         )
         names = {category["id"]: category["name"] for category in coco["categories"]}
         return cls._of(coco, images, dict(sorted(names.items())), {category_id: category_id for category_id in names})
@@ -82,9 +84,7 @@ class Truth:
         return cls._of(coco, images, {ANY_CLASS: "any"}, wanted)
 
     @classmethod
-    def _of(
-        cls, coco: CocoDict, images: Ints, names: Mapping[int, str], category_of: Mapping[int, int]
-    ) -> "Truth":
+    def _of(cls, coco: CocoDict, images: Ints, names: Mapping[int, str], category_of: Mapping[int, int]) -> "Truth":
         category_ids = np.array(list(names), dtype=np.int64)
         chosen = set(images.tolist())
         boxes = [a for a in coco["annotations"] if a["category_id"] in category_of and a["image_id"] in chosen]

@@ -30,10 +30,10 @@ def run(params: Params, setting: str) -> None:
 
 
 def detect_all(params: Params, model_path: Path, remedy: str, output: Path) -> None:
-    """Run the detector of `model_path` over the generalized validation split, whose pictures include the others'."""
+    """Run the detector of `model_path` over all validation pictures, so that `evaluate` chooses among them."""
     device = set_up(params.compute)
     detector, card, metadata, model_sha256 = load_detector(model_path, f"run `{remedy}`")
-    split = load_instances(layout.val_split("generalized"))
+    split = load_instances(layout.val_split("all"))
     manifest = read_json(layout.manifest(params), "data manifest", "run `python -m fvlm download`")
     image_dir = layout.data_root(params) / manifest["val"]["images"]
     check_pictures_exist(split, image_dir)

@@ -31,7 +31,7 @@ def run(params: Params, mode: FreezeMode) -> None:
         return
     raw_path = folder / "raw_detections.safetensors"
     detect_all(params, outputs.model, f"python -m fvlm freeze_mode --mode {mode}", raw_path)
-    splits = {name: load_instances(layout.val_split(name)) for name in layout.PROTOCOLS}
+    splits = {name: load_instances(layout.val_split(name)) for name in layout.VAL_SPLITS}
     scores = score(RawDetections.load(raw_path), splits, params.evaluate)
 
     before, _ = load_tensors(layout.VLM_WEIGHTS, "the VLM's weights", "run `python -m fvlm vlm`")

@@ -1,16 +1,16 @@
-"""Stage `val_splits`: the validation splits of the three protocols, and how much every subset holds."""
+"""Stage `val_splits`: the validation splits of the three protocols, all pictures, and how much every subset holds."""
 
 from .. import layout
 from ..data.counts import check_counts
 from ..data.manifest import load_part
-from ..data.splits import build_val_split, count_table
+from ..data.splits import build_val_all, build_val_split, count_table
 from ..errors import InputError
 from ..io import write_csv, write_json
 from ..params import Params
 
 
 def run(params: Params) -> None:
-    """Write data/splits/val_{base,novel,generalized}.json and counts.csv.
+    """Write data/splits/val_{base,novel,generalized,all}.json and counts.csv.
 
     Raises:
         InputError: the annotations are unsound or changed since `download`, a protocol has no box to score, or the
@@ -30,8 +30,9 @@ def run(params: Params) -> None:
 
     rows = count_table(train, val)
     check_counts(params.data, layout.data_root(params), rows)
-    for protocol, split in splits.items():
-        write_json(layout.val_split(protocol), split, compact=True)
+    splits["all"] = build_val_all(val)
+    for name, split in splits.items():
+        write_json(layout.val_split(name), split, compact=True)
     write_csv(layout.COUNTS, rows, list(rows[0]))
-    sizes = ", ".join(f"{protocol} {len(split['images'])}" for protocol, split in splits.items())
+    sizes = ", ".join(f"{name} {len(split['images'])}" for name, split in splits.items())
     print(f"val_splits: images of the protocols: {sizes}", flush=True)
