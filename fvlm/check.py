@@ -279,14 +279,15 @@ def _metrics(setting: str) -> dict[str, float]:
 
 
 def _swept_novel(setting: str) -> dict[tuple[float, float], float]:
-    """Novel AP50 of the sweep's pairs (alpha, beta)."""
+    """Novel AP50 of the sweep's pairs (alpha, beta) at the headline's temperature and NMS, which come first."""
     path, remedy = layout.fusion_sweep(setting), f"run `python -m fvlm evaluate --setting {setting}`"
     table = csv.DictReader(io.StringIO(read_text(path, "fusion sweep", remedy)))
     try:
+        rows = [(row["vlm_temperature"], row["nms_iou"], row) for row in table]
         return {
             (float(row["alpha"]), float(row["beta"])): float(row["generalized_novel_AP50"])
-            for row in table
-            if row["generalized_novel_AP50"]  # empty where no novel box is to be found
+            for *others, row in rows
+            if others == list(rows[0][:2]) and row["generalized_novel_AP50"]  # empty where no novel box is to be found
         }
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path}: expected the table that `evaluate` writes, got something else; {remedy}") from None

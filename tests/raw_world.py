@@ -4,19 +4,24 @@ import numpy as np
 import torch
 
 from fvlm.data.coco import categories
-from fvlm.data.splits import base_names, build_val_split, novel_names, supervised_names
+from fvlm.data.splits import base_names, build_val_all, build_val_split, novel_names, supervised_names
 from fvlm.evaluation.raw import RawDetections
 from fvlm.params import Evaluate, Sweep
 
 SIDE = 256
 EVALUATE = Evaluate(
+    images="split",
+    vocabulary="scored",
+    vlm_background=True,
     alpha=0.2,
     beta=0.45,
+    renormalise=True,
     vlm_temperature=None,
     nms_iou=0.5,
     score_threshold=0.0,
     max_detections=100,
-    sweep=Sweep(alpha=(0.0, 0.2), beta=(0.0, 0.45, 1.0)),
+    sweep=Sweep(alpha=(0.0, 0.2), beta=(0.0, 0.45, 1.0), vlm_temperature=(None,), nms_iou=(None,)),
+    processes=1,
 )
 
 
@@ -45,7 +50,8 @@ def made_up_coco(images: int = 16, boxes: int = 5, seed: int = 0) -> dict:
 
 
 def val_splits(coco: dict) -> dict[str, dict]:
-    return {protocol: build_val_split(coco, protocol) for protocol in ("base", "novel", "generalized")}
+    splits = {protocol: build_val_split(coco, protocol) for protocol in ("base", "novel", "generalized")}
+    return {**splits, "all": build_val_all(coco)}
 
 
 def made_up_raw(

@@ -11,8 +11,9 @@ from test_ap import pycocotools_eval
 from fvlm import layout
 from fvlm.data.splits import base_names, novel_names
 from fvlm.errors import InputError
+from fvlm.evaluation import detections
 from fvlm.evaluation.ap import average_precision, group_mean
-from fvlm.evaluation.protocols import detections_of
+from fvlm.evaluation.detections import detections_of
 from fvlm.evaluation.scoring import score
 from fvlm.io import write_json
 from fvlm.params import load_params
@@ -25,7 +26,8 @@ KEYS = {
     *(prefix + key for prefix in ("", "detector_only_", "vlm_only_") for key in GENERALIZED),
     "AR100_novel_proposals",
 }
-OUTPUTS = ("metrics/zsd.json", *(f"runs/zsd/{n}" for n in ("per_class.csv", "fusion_sweep.csv", "detections.json")))
+TABLES = ("per_class.csv", "fusion_sweep.csv", "protocol_variants.csv")
+OUTPUTS = ("metrics/zsd.json", *(f"runs/zsd/{name}" for name in (*TABLES, "detections.json")))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def write_inputs(coco):
     splits = val_splits(coco)
     for name, split in splits.items():
         write_json(layout.val_split(name), split)
-    made_up_raw(splits["generalized"]).save(layout.raw_detections("zsd"))
+    made_up_raw(splits["all"]).save(layout.raw_detections("zsd"))
 
 
 def read(folder, path):
@@ -110,21 +112,36 @@ def test_the_class_table_explains_the_metrics(folder):
 
 def test_the_sweep_table_holds_the_grid(folder):
     rows = table(folder, "runs/zsd/fusion_sweep.csv")
-    assert list(rows[0]) == ["alpha", "beta", "generalized_base_AP50", "generalized_novel_AP50", "generalized_all_AP50"]
+    groups = [f"generalized_{group}_AP50" for group in ("base", "novel", "all")]
+    assert list(rows[0]) == ["alpha", "beta", "vlm_temperature", "nms_iou", *groups]
     assert len(rows) == 6
+    metrics = read(folder, "metrics/zsd.json")
+    own = [row for row in rows if (float(row["alpha"]), float(row["beta"])) == (EVALUATE.alpha, EVALUATE.beta)]
+    assert [[float(row[group]) for group in groups] for row in own] == [[metrics[group] for group in groups]]
 
 
-def test_the_same_input_gives_the_same_bytes(folder, params, tmp_path, monkeypatch):
+def test_the_first_protocol_variant_is_the_headline(folder):
+    rows, metrics = table(folder, "runs/zsd/protocol_variants.csv"), read(folder, "metrics/zsd.json")
+    assert (rows[0]["variant"], rows[0]["differs"]) == ("headline", "nothing")
+    for group in ("base", "novel", "all"):
+        assert float(rows[0][f"generalized_{group}_AP50"]) == metrics[f"generalized_{group}_AP50"]
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_the_same_input_gives_the_same_bytes_in_any_number_of_processes(
+    folder, params, tmp_path, monkeypatch, processes
+):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(detections, "BLOCK_REGIONS", 60)  # blocks of two pictures, so that there is work for all
     write_inputs(made_up_coco())
-    evaluate.run(params, "zsd")
+    evaluate.run(replace(params, evaluate=replace(params.evaluate, processes=processes)), "zsd")
     for path in OUTPUTS:
         assert (tmp_path / path).read_bytes() == (folder / path).read_bytes(), path
 
 
 def test_a_constrained_protocol_is_scored_on_its_own_images_and_classes():
     splits = val_splits(made_up_coco())
-    raw = made_up_raw(splits["generalized"])
+    raw = made_up_raw(splits["all"])
     expected = {}
     for split in ("novel", "generalized"):
         detections = detections_of(raw, novel_names(), [image["id"] for image in splits[split]["images"]], EVALUATE)
@@ -141,7 +158,7 @@ def test_a_class_without_a_box_has_empty_cells_and_leaves_the_means():
     cat = next(category["id"] for category in coco["categories"] if category["name"] == "cat")
     coco["annotations"] = [a for a in coco["annotations"] if a["category_id"] != cat]
     splits = val_splits(coco)
-    scores = score(made_up_raw(splits["generalized"]), splits, EVALUATE)
+    scores = score(made_up_raw(splits["all"]), splits, EVALUATE)
     rows = {row["name"]: row for row in scores.per_class}
     assert rows["cat"]["val_boxes"] == 0
     assert rows["cat"]["AP50"] is rows["cat"]["vlm_only_AP50"] is None
@@ -155,7 +172,7 @@ def test_a_group_without_any_box_is_named():
     coco["annotations"] = [a for a in coco["annotations"] if a["category_id"] not in novel]
     splits = val_splits(coco)
     with pytest.raises(InputError, match="constrained_novel: expected boxes of its 17 classes"):
-        score(made_up_raw(splits["generalized"]), splits, EVALUATE)
+        score(made_up_raw(splits["all"]), splits, EVALUATE)
 
 
 def test_raw_detections_of_other_images_are_refused(tmp_path, monkeypatch, params):
@@ -165,9 +182,22 @@ def test_raw_detections_of_other_images_are_refused(tmp_path, monkeypatch, param
     with pytest.raises(InputError, match=r"images of the .* validation split, 1 are missing and 0 .*run detect again"):
         evaluate.run(params, "zsd")
     made_up_raw(made_up_coco(images=17)).save(layout.raw_detections("zsd"))
-    with pytest.raises(
-        InputError, match="generalized validation split, 0 are missing and 1 are not in it; run detect again"
-    ):
+    with pytest.raises(InputError, match="all validation split, 0 are missing and 1 are not in it; run detect again"):
         evaluate.run(params, "zsd")
     assert not layout.metrics("zsd").exists()
     assert not (tmp_path / "runs/zsd/per_class.csv").exists()
+
+
+def test_pictures_without_a_scored_box_are_only_counted_where_every_picture_is():
+    coco = made_up_coco(images=20)
+    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] < 116]
+    splits = val_splits(coco)
+    assert (len(splits["generalized"]["images"]), len(splits["all"]["images"])) == (16, 20)
+    raw = made_up_raw(splits["all"])
+    few = score(raw, splits, EVALUATE)
+    assert set(few.detections.image_ids.tolist()) == {image["id"] for image in splits["generalized"]["images"]}
+    every = score(raw, splits, replace(EVALUATE, images="all"))
+    assert set(every.detections.image_ids.tolist()) == {image["id"] for image in coco["images"]}
+    for key in ("constrained_base_AP50", "constrained_novel_AP50", "generalized_all_AP50"):
+        assert every.metrics[key] < few.metrics[key]  # more false positives
+    assert every.metrics["AR100_novel_proposals"] == few.metrics["AR100_novel_proposals"]

@@ -88,6 +88,14 @@ def texts(figure) -> str:
     return " ".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
 
 
+def test_of_a_sweep_over_more_the_headlines_slice_is_drawn():
+    others = [{"vlm_temperature": t, "nms_iou": n} for t, n in ((0.05, 0.5), (0.05, 0.4), (0.01, 0.5))]
+    table = pd.concat([sweep().assign(**other) for other in others], ignore_index=True)
+    drawn = plots.at_headline(table)
+    pd.testing.assert_frame_equal(drawn, sweep().assign(**others[0]))
+    plots.fusion_sweep({"zsd": drawn}, alpha=0.2, beta=0.45)
+
+
 def test_the_sweep_says_that_choosing_by_it_is_tuning_and_that_beta_is_idle_under_ovod():
     zsd = texts(plots.fusion_sweep({"zsd": sweep()}, alpha=0.2, beta=0.45))
     assert "tuning on the test split" in zsd

@@ -87,7 +87,11 @@ def _drop_metric(path):
         (layout.losses("zsd"), lambda path: path.write_text("step,loss\n1,2\n"), "absent: loss_rpn_score"),
         (layout.losses("zsd"), lambda path: path.write_text(""), "not a table"),
         (layout.losses("zsd"), lambda path: path.write_text(path.read_text().splitlines()[0] + "\n"), "no row"),
-        (layout.fusion_sweep("zsd"), lambda path: path.write_text(path.read_text() + "0.9,0.9,,,\n"), "empty ones"),
+        (
+            layout.fusion_sweep("zsd"),
+            lambda path: path.write_text(path.read_text() + "0.9,0.9,0.1,0.4,,,\n"),
+            "empty ones",
+        ),
         (layout.detections("zsd"), lambda path: path.write_text('{"a": 1}'), "expected a list of COCO results"),
         (
             layout.detections("zsd"),

@@ -207,8 +207,11 @@ def test_the_stages_write_every_split_as_sound_coco(params):
         split = load_instances(layout.train_split(setting))
         assert split["info"]["description"].startswith(f"training boxes of setting {setting}:")
     val_splits.run(params)
-    sizes = {protocol: len(load_instances(layout.val_split(protocol))["images"]) for protocol in layout.PROTOCOLS}
-    assert sizes == {"base": 5, "novel": 3, "generalized": 6}  # of conftest.SCENES
+    sizes = {protocol: len(load_instances(layout.val_split(protocol))["images"]) for protocol in layout.VAL_SPLITS}
+    assert sizes == {"base": 5, "novel": 3, "generalized": 6, "all": 8}  # of conftest.SCENES
+    some, every = (load_instances(layout.val_split(name)) for name in ("generalized", "all"))
+    assert every["annotations"] == some["annotations"]
+    assert every["categories"] == some["categories"]
     with open(layout.COUNTS, newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["subset", "images", "annotations", "crowd", "boxes"]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..detector.scores import class_log_probs, fuse_scores
 from ..params import Evaluate
-from .best import best_detections
+from .best import Overlaps, best_detections
 from .matching import ANY_CLASS, Boxes
 from .protocols import Case
 from .raw import RawDetections
@@ -186,6 +186,7 @@ def _detect_block(raw: RawDetections, cases: Sequence[Case], block: Sequence[int
     for number, case in enumerate(cases):
         of_fusion.setdefault(_fusion(raw, case), []).append(number)
     branches: dict[Any, Tensor] = {}
+    overlaps: dict[tuple[int, float], Overlaps] = {}
     found: dict[int, _Found] = {}
     for fusion, numbers in of_fusion.items():
         probs = _fused(raw, rows, fusion, branches)
@@ -201,9 +202,13 @@ def _detect_block(raw: RawDetections, cases: Sequence[Case], block: Sequence[int
                 key = (image, *limits)
                 own = raw.rows(image)
                 if key not in done:
-                    of_image = probs[own.start - rows.start : own.stop - rows.start]
                     done[key] = best_detections(
-                        raw.boxes[own], of_image, nms_iou=limits[0], score_threshold=limits[1], max_detections=limits[2]
+                        raw.boxes[own],
+                        probs[own.start - rows.start : own.stop - rows.start],
+                        nms_iou=rules.nms_iou,
+                        score_threshold=rules.score_threshold,
+                        max_detections=rules.max_detections,
+                        overlaps=overlaps.setdefault((image, rules.nms_iou), Overlaps(raw.boxes[own], rules.nms_iou)),
                     )
                 regions, classes, scores = done[key]
                 counted = classes < scored  # other classes competed for their places, and are not wanted

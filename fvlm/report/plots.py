@@ -77,6 +77,12 @@ def losses(curves: Mapping[Setting, pd.DataFrame]) -> Figure:
     return figure
 
 
+def at_headline(sweep: pd.DataFrame) -> pd.DataFrame:
+    """The rows of fusion_sweep.csv with the headline's VLM temperature and NMS, which are those of its first row."""
+    fixed = ["vlm_temperature", "nms_iou"]
+    return sweep[(sweep[fixed] == sweep[fixed].iloc[0]).all(axis=1)]
+
+
 def fusion_sweep(sweeps: Mapping[Setting, pd.DataFrame], *, alpha: float, beta: float) -> Figure:
     """Heat maps of AP50 over the fusion weights, a row of maps for each setting; the headline pair is framed.
 

@@ -21,7 +21,7 @@ from ..report.pictures import Comparison, Group
 
 LOSS_COLUMNS = ("step", *tables.TERMS)
 PER_CLASS_COLUMNS = ("name", "category_id", "group", "val_boxes", "AP50", "detector_only_AP50")
-SWEEP_COLUMNS = ("alpha", "beta", *plots.SWEPT.values())
+SWEEP_COLUMNS = ("alpha", "beta", "vlm_temperature", "nms_iou", *plots.SWEPT.values())
 RECORD_KEYS = (
     "freeze",
     "steps",
@@ -58,7 +58,10 @@ def run(params: Params) -> None:
     chosen = params.report.setting
     comparison = tables.comparison({setting: _metrics(layout.metrics(setting), makers) for setting in params.settings})
     curves = {setting: _table(layout.losses(setting), LOSS_COLUMNS, makers) for setting in params.settings}
-    sweeps = {setting: _table(layout.fusion_sweep(setting), SWEEP_COLUMNS, makers) for setting in params.settings}
+    sweeps = {
+        setting: plots.at_headline(_table(layout.fusion_sweep(setting), SWEEP_COLUMNS, makers))
+        for setting in params.settings
+    }
     classes = {
         setting: _table(
             layout.per_class(setting), PER_CLASS_COLUMNS, makers, may_be_empty=("AP50", "detector_only_AP50")

@@ -9,6 +9,7 @@ rule freeze_mode:
         "data/splits/val_base.json",
         "data/splits/val_novel.json",
         "data/splits/val_generalized.json",
+        "data/splits/val_all.json",
         "models/vlm.safetensors",
         "models/vlm.json",
         "data/text_embeddings.safetensors",

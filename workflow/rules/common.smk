@@ -39,6 +39,7 @@ OWN_WEIGHTS = [str(path)] if (path := weights_path(config["vlm"]["weights"])) el
 PROCESSES = config["compute"]["processes"]
 TRAIN_THREADS = PROCESSES * (THREADS + config["train"]["workers"])
 TRAIN_GPUS = PROCESSES * GPUS
+EVALUATE_PROCESSES = config["evaluate"]["processes"]
 MANIFEST = f"data/{config['data']['dataset']}/manifest.json"
 
 

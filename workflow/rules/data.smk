@@ -78,6 +78,7 @@ rule val_splits:
         "data/splits/val_base.json",
         "data/splits/val_novel.json",
         "data/splits/val_generalized.json",
+        "data/splits/val_all.json",
         report(
             "data/splits/counts.csv",
             caption="../report/counts.rst",

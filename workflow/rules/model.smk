@@ -126,7 +126,7 @@ rule detect:
         MANIFEST,
         "runs/{setting}/model.safetensors",
         "data/text_embeddings.safetensors",
-        "data/splits/val_generalized.json",
+        "data/splits/val_all.json",
         code=[
             "fvlm/stages/detect.py",
             "fvlm/data/coco.py",
@@ -170,6 +170,7 @@ rule evaluate:
         "data/splits/val_base.json",
         "data/splits/val_novel.json",
         "data/splits/val_generalized.json",
+        "data/splits/val_all.json",
         code=[
             "fvlm/stages/evaluate.py",
             "fvlm/data/coco.py",
@@ -178,10 +179,15 @@ rule evaluate:
             "fvlm/data/splits.py",
             "fvlm/detector/scores.py",
             "fvlm/evaluation/ap.py",
+            "fvlm/evaluation/best.py",
+            "fvlm/evaluation/detections.py",
+            "fvlm/evaluation/matching.py",
             "fvlm/evaluation/protocols.py",
             "fvlm/evaluation/raw.py",
             "fvlm/evaluation/scoring.py",
             "fvlm/evaluation/sweep.py",
+            "fvlm/evaluation/variants.json",
+            "fvlm/evaluation/variants.py",
         ],
     output:
         "metrics/{setting}.json",
@@ -197,7 +203,13 @@ rule evaluate:
             "runs/{setting}/fusion_sweep.csv",
             caption="../report/fusion_sweep_csv.rst",
             category="Scores",
-            labels={"setting": "{setting}", "shows": "alpha and beta tried (CSV)"},
+            labels={"setting": "{setting}", "shows": "fusion, temperature and NMS tried (CSV)"},
+        ),
+        report(
+            "runs/{setting}/protocol_variants.csv",
+            caption="../report/protocol_variants_csv.rst",
+            category="Scores",
+            labels={"setting": "{setting}", "shows": "other people's protocols (CSV)"},
         ),
     log:
         "logs/evaluate/{setting}.log",
@@ -205,6 +217,7 @@ rule evaluate:
         "logs/benchmarks/evaluate/{setting}.tsv"
     conda:
         "../envs/fvlm.yaml"
+    threads: EVALUATE_PROCESSES
     params:
         sections=sections("evaluate"),
     shell:

@@ -1,0 +1,111 @@
+from dataclasses import replace
+
+import pytest
+from raw_world import EVALUATE, made_up_coco, made_up_raw, val_splits
+from test_ap import pycocotools_eval
+
+from fvlm.data.splits import base_names, excluded_names, novel_names
+from fvlm.detector.scores import class_log_probs
+from fvlm.errors import InputError
+from fvlm.evaluation.detections import coco_results, detect_cases, detections_of
+from fvlm.evaluation.protocols import case_of, protocols
+from fvlm.evaluation.scoring import score
+from fvlm.evaluation.variants import COLUMNS, RULES, known_variants, rules_of, score_variants
+from fvlm.params import Variant
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Two of twenty pictures hold nothing that is scored; 50 regions of 80 classes each compete for places."""
+    coco = made_up_coco(images=20)
+    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] < 118]
+    splits = val_splits(coco)
+    return made_up_raw(splits["all"], proposals=50), splits
+
+
+@pytest.fixture(scope="module")
+def rows(world):
+    return score_variants(*world, EVALUATE)
+
+
+def by_pycocotools(raw, splits, protocol, rules):
+    """(48 base, 17 novel, all) AP50 of what is exported, scored by nobody of us."""
+    split = splits[protocol.split]
+    chosen = split if rules.images == "split" else {**split, "images": splits["all"]["images"]}
+    [found] = detect_cases(raw, [case_of(protocol, splits, rules)])
+    precision = pycocotools_eval(coco_results(found), chosen)["precision"][0, :, :, 0, -1]
+    names = [category["name"] for category in sorted(split["categories"], key=lambda c: c["id"])]
+    means = {}
+    for group, members in protocol.groups.items():
+        of_group = precision[:, [name in members for name in names]]
+        means[f"{group}_AP50"] = 100 * of_group[:, of_group[0] > -1].mean()
+    return means
+
+
+@pytest.mark.parametrize("number", range(1 + len(known_variants())))
+def test_plain_pycocotools_finds_the_numbers_of_every_variant(world, rows, number):
+    variant = [Variant(name="headline", source=""), *known_variants()][number]
+    rules = rules_of(variant, EVALUATE)
+    raw, splits = world
+    assert rows[number]["variant"] == variant.name
+    for key, mean in by_pycocotools(raw, splits, protocols()["generalized"], rules).items():
+        assert rows[number][key] == pytest.approx(mean, abs=1e-4)  # percent, and rounded to four decimals
+    metrics = score(raw, splits, rules).metrics
+    for name in ("constrained_base", "constrained_novel"):
+        [(key, mean)] = by_pycocotools(raw, splits, protocols()[name], rules).items()
+        assert metrics[key] == pytest.approx(mean, abs=1e-4)
+
+
+def test_the_table_holds_the_rules_and_says_what_differs(rows):
+    assert all(tuple(row) == COLUMNS for row in rows)
+    of = {row["variant"]: row for row in rows}
+    assert len(of) == len(rows) == 1 + len(known_variants())
+    assert of["headline"]["differs"] == of["NMS at 0.5"]["differs"] == "nothing"  # the headline has 0.5
+    assert of["NMS at 0.4"]["differs"] == "nms_iou 0.4 instead of 0.5"
+    assert of["not renormalised"]["differs"] == "renormalise false instead of true"
+    assert [of["chenxi52/F-VLM_pytorch"][rule] for rule in RULES] == [
+        "split", "masked", 300, 0.4, 0.0, "true", "true", 0.2, 0.65,
+    ]  # fmt: skip
+    assert all(row["source"] for row in rows)
+
+
+def test_all_is_the_weighted_mean_of_base_and_novel_in_every_row(rows):
+    for row in rows:
+        base, novel, every = (row[f"generalized_{group}_AP50"] for group in ("base", "novel", "all"))
+        assert (48 * base + 17 * novel) / 65 == pytest.approx(every, abs=1e-3)
+
+
+def test_departures_show_and_masking_does_not(rows):
+    headline = {row["variant"]: row["generalized_all_AP50"] for row in rows}
+    own = headline["headline"]
+    assert headline["80 classes, 15 masked"] == pytest.approx(own, abs=1e-3)
+    for variant in ("every picture", "80 classes compete", "NMS at 0.4", "not renormalised", "VLM without background"):
+        assert abs(headline[variant] - own) > 1e-3, variant
+
+
+def test_a_user_adds_a_variant_and_cannot_take_a_name_that_is_known(world):
+    mine = Variant(name="mine", source="my paper", max_detections=5, nms_iou=0.7)
+    rows = score_variants(*world, replace(EVALUATE, variants=(mine,)))
+    assert rows[-1]["variant"] == "mine"
+    assert rows[-1]["differs"] == "max_detections 5 instead of 100; nms_iou 0.7 instead of 0.5"
+    metrics = score(*world, replace(EVALUATE, max_detections=5, nms_iou=0.7)).metrics
+    assert rows[-1]["generalized_all_AP50"] == metrics["generalized_all_AP50"]
+    taken = Variant(name="headline", source="", alpha=1.0)
+    with pytest.raises(InputError, match=r"evaluate\.variants: the names headline are taken; choose other ones"):
+        score_variants(*world, replace(EVALUATE, variants=(taken,)))
+
+
+def test_under_the_full_vocabulary_other_classes_take_mass_and_places_and_are_not_found(world):
+    raw, _ = world
+    names, images = base_names() + novel_names(), [100]
+    limited = {"vlm_background": True, "max_detections": 20, "alpha": 0.0, "beta": 0.0, "renormalise": False}
+    alone, among = (
+        detections_of(raw, names, images, replace(EVALUATE, vocabulary=v, **limited)) for v in ("scored", "all")
+    )
+    every = detections_of(raw, names + excluded_names(), images, replace(EVALUATE, **limited))
+    ids = {raw.category_ids[column - 1] for column in raw.columns(names)[1:]}
+    assert len(alone) == 20
+    assert among == [d for d in every if d["category_id"] in ids]
+    assert 0 < len(among) < 20
+    probs = class_log_probs(raw.detector_similarity[raw.rows(0)], raw.detector_temperature).exp()
+    assert among[0]["score"] == pytest.approx(float(probs[:, raw.columns(names)[1:]].max()), rel=1e-5)
