@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import inference, measure, pooling, train_step
+from benchmarks import evaluate, inference, measure, pooling, train_step
 
 CPU = torch.device("cpu")
 QUICK = ("--quick", "--device", "cpu", "--threads", "1", "--repeats", "1")
@@ -58,6 +58,21 @@ def test_both_forms_of_the_pool_are_timed_on_the_same_regions_and_agree():
     [row] = pooling.main([*argv, "--towers", "RN50x4-quickgelu"])["rows"]
     assert (row["tower"], row["grid"], row["heads"]) == ("RN50x4-quickgelu", 9, 40)
     assert row["largest difference"] < 1e-5 and row["times ours"] > 0
+
+
+@pytest.mark.slow
+def test_evaluation_is_timed_and_all_three_counts_agree(tmp_path, capfd):
+    file = tmp_path / "out.json"
+    result = evaluate.main(["--images", "60", "--regions", "40", "--processes", "2", "--json", str(file)])
+    assert json.loads(file.read_text()) == result
+    rows = {row[""]: row for row in result["rows"]}
+    assert list(rows) == ["protocol", "sweep", "counting, fvlm", "faster-coco-eval", "pycocotools"]
+    novel = rows["protocol"]["AP50 novel"]
+    assert 5 < novel < 95
+    assert all(row["AP50 novel"] == pytest.approx(novel, abs=1e-4) for row in rows.values())
+    assert all(rows[name]["peak GiB"] > 0.1 and rows[name]["s"] > 0 for name in ("protocol", "sweep"))
+    assert not result["limit_passed"]
+    assert "limits: one protocol 60 s and 4 GiB, sweep 600 s: kept" in capfd.readouterr().out
 
 
 def test_runs_are_interleaved_and_each_round_begins_with_another():

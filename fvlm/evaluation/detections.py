@@ -9,6 +9,7 @@ import multiprocessing
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..detector.scores import class_log_probs, fuse_scores
+from ..errors import InputError
 from ..params import Evaluate
 from .best import Overlaps, best_detections
 from .matching import ANY_CLASS, Boxes
@@ -39,7 +41,7 @@ def detections_of(
     return coco_results(found)
 
 
-def detect_cases(raw: RawDetections, cases: Sequence[Case], processes: int = 1, progress: str = "") -> list[Boxes]:
+def detect_cases(raw: RawDetections, cases: Sequence[Case], processes: int = 1, progress: str = "") -> Iterator[Boxes]:
     """Detections of each of `cases`.
 
     Both branches take the softmax over background and the classes that compete (`evaluate.vocabulary`); classes in
@@ -53,8 +55,11 @@ def detect_cases(raw: RawDetections, cases: Sequence[Case], processes: int = 1, 
         processes: that share the work.
         progress: what a bar is to be called; none without it.
 
-    Returns:
+    Yields:
         For each case, by image in the order of `raw`, then by falling score. Coordinates are rounded to 0.01 pixel.
+
+    Raises:
+        InputError: a class has no column in `raw`, or one of the processes was killed.
 
     Source: `__call__` and `ensemble_class_outputs` in the authors' task_heads.py. No objectness enters the score.
     """
@@ -67,8 +72,9 @@ def detect_cases(raw: RawDetections, cases: Sequence[Case], processes: int = 1, 
         for block, found in zip(blocks, _on_processes(raw, different, blocks, processes), strict=True):
             parts.append(found)
             bar.update(len(block))
-    of_case = {case: _boxes(raw, case, [found[number] for found in parts]) for number, case in enumerate(different)}
-    return [of_case[case] for case in cases]
+    for case in cases:
+        number = different.index(case)
+        yield _boxes(raw, case, [found[number] for found in parts])
 
 
 def proposals_of(raw: RawDetections, top_n: int, image_ids: Collection[int]) -> Boxes:
@@ -134,7 +140,12 @@ def _on_processes(
     # a forked process shares the memory of `raw`; elsewhere (macOS, Windows) it is sent to each, once
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(processes, context, _take_work, (raw, cases)) as pool:
-        yield from pool.map(_detect_own_block, blocks, chunksize=4)
+        try:
+            yield from pool.map(_detect_own_block, blocks, chunksize=4)
+        except BrokenProcessPool:
+            raise InputError(
+                "params.yaml: evaluate.processes: one of the processes was ended, perhaps for want of memory; lower it"
+            ) from None
 
 
 _work: tuple[RawDetections, Sequence[Case]]  # of a process of the pool
