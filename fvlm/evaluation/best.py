@@ -76,14 +76,13 @@ def best_detections(
     classes = probs.shape[1]
     scores = _without_tails(probs).flatten().numpy()
     overlaps = overlaps or Overlaps(boxes, nms_iou)
-    suppressed: dict[int, int] = {}  # class -> the bits of its regions
     kept: list[int] = []
     count, above = CANDIDATES * max_detections, np.inf
     while True:
         cut = max(_cut(scores, classes, count) if count < len(scores) else score_threshold, score_threshold)
         candidates = np.flatnonzero((scores >= cut) & (scores < above))
         candidates = candidates[np.argsort(-scores[candidates], kind="stable")]
-        _keep(candidates, classes, overlaps, max_detections, kept, suppressed)
+        _keep(candidates, classes, overlaps, max_detections, kept)
         if len(kept) == max_detections or cut <= score_threshold:
             places = np.array(kept, dtype=np.int64)
             regions, of_classes = np.divmod(places, classes)
@@ -105,12 +104,15 @@ def _keep(
     overlaps: Overlaps,
     max_detections: int,
     kept: list[int],
-    suppressed: dict[int, int],
 ) -> None:
     """Add to `kept` those of `candidates`, best first, that no kept one of their class suppresses, up to the limit."""
     regions, classes_of = (column.tolist() for column in np.divmod(candidates, classes))
     overlaps.add(regions)
     bit_of, suppressed_by = overlaps.bit_of, overlaps.suppressed_by
+    suppressed: dict[int, int] = {}  # class -> the bits of its regions
+    for candidate in kept:  # anew, since those kept before may suppress regions that have a bit only now
+        region, class_ = divmod(candidate, classes)
+        suppressed[class_] = suppressed.get(class_, 0) | suppressed_by[region]
     for candidate, region, class_ in zip(candidates.tolist(), regions, classes_of, strict=True):
         of_class = suppressed.get(class_, 0)
         if not of_class & bit_of[region]:
