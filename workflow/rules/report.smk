@@ -13,6 +13,7 @@ rule report:
                 "losses.csv",
                 "per_class.csv",
                 "fusion_sweep.csv",
+                "protocol_variants.csv",
                 "detections.json",
                 "detections_detector_only.json",
             ],
