@@ -252,7 +252,7 @@ def pretrain(
     decayed = [p for p in clip.parameters() if p.ndim >= 2]
     others = [p for p in clip.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": params.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=params.learning_rate, betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.AdamW(groups, lr=params.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
     generator = generator_of(seed, "pretrain")
     clip.visual.to(memory_format=torch.channels_last)  # a third faster on CPUs
     clip.train()
