@@ -95,6 +95,14 @@ def protocol_variants(setting: str) -> Path:
     return Path(f"runs/{setting}/protocol_variants.csv")
 
 
+def precision_recall(setting: str) -> Path:
+    return Path(f"runs/{setting}/precision_recall.csv")
+
+
+def errors(setting: str) -> Path:
+    return Path(f"runs/{setting}/errors.csv")
+
+
 def detections(setting: str) -> Path:
     return Path(f"runs/{setting}/detections.json")
 

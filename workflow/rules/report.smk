@@ -12,6 +12,8 @@ rule report:
                 "train.json",
                 "losses.csv",
                 "per_class.csv",
+                "precision_recall.csv",
+                "errors.csv",
                 "fusion_sweep.csv",
                 "protocol_variants.csv",
                 "detections.json",
