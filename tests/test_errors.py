@@ -90,8 +90,9 @@ def test_a_wrong_place_counts_for_nothing_where_a_better_wrong_name_means_the_sa
 
 
 def test_a_wrong_detection_of_a_found_box_is_taken_away():
-    # hit at rank 2 behind a dog on the cat: precision 1/2; without it 1
-    rows = of([(2, [0, 0, 10, 10], 0.9), (2, [100, 0, 10, 10], 0.8), (1, [0, 0, 10, 10], 0.95)])
+    # one of two cats is found, and called dog by another detection: correcting that finds no second cat
+    coco = dataset([*COCO["annotations"], truth(3, 2, 1, [0, 0, 10, 10])], names=("cat", "dog"))
+    rows = of([(2, [0, 0, 10, 10], 0.9), (2, [100, 0, 10, 10], 0.8), (1, [0, 0, 10, 10], 0.95)], coco)
     assert rows["base", "classification"]["gain"] == 0
     assert rows["novel", "classification"]["gain"] == 50
 

@@ -55,6 +55,14 @@ def test_a_detection_on_a_crowd_is_neither_hit_nor_miss_and_a_free_box_goes_befo
     assert matches.boxes.tolist() == [1, 0, 0]
 
 
+def test_of_a_picture_and_class_the_best_100_count_and_no_more():
+    coco = dataset([truth(1, 1, 1, [0, 0, 10, 10])])
+    wrong = [result(1, 1, [50, 50, 10, 10], 0.9)] * 100
+    last = result(1, 1, [0, 0, 10, 10], 0.5)
+    assert not match([*wrong, last], coco).hit.any()
+    assert match([*wrong[1:], result(1, 2, [0, 0, 10, 10], 0.9), last], coco).hit.tolist() == [False] * 100 + [True]
+
+
 def test_nothing_to_match_gives_empty_columns():
     matches = match([], dataset([]))
     assert matches.hit.shape == matches.found.shape == matches.other_class_iou.shape == (0,)

@@ -117,8 +117,7 @@ def _becomes_a_hit(matches: Matches, kinds: Ints, meant: Ints) -> Bools:
     """(D,) whether correcting the detection gives a hit: it is the best of those that mean a box which none found."""
     rows = np.flatnonzero(_correctable(kinds))
     rows = rows[~matches.found[meant[rows]]]
-    rows = rows[np.argsort(-matches.scores[rows], kind="stable")]
-    _, first = np.unique(meant[rows], return_index=True)
+    _, first = np.unique(meant[rows], return_index=True)  # detections stand by falling score within their picture
     best = np.zeros(len(kinds), dtype=bool)
     best[rows[first]] = True
     return best

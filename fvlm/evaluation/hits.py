@@ -34,6 +34,7 @@ class Matches:
     image_ids: Ints  # (D,)
     classes: Ints  # (D,) index into `names`
     scores: Floats  # (D,)
+    boxes_xywh: Floats  # (D, 4), pixels of the stored pictures
     on_crowd: Bools  # (D,)
     truth: Ints  # (D,) the box that the detection found, NOTHING for none
     same_class_iou: Floats  # (D,) with the nearest box of the detection's class, found or not; 0 without one
@@ -42,6 +43,7 @@ class Matches:
     other_class_truth: Ints  # (D,)
     truth_image_ids: Ints  # (G,)
     truth_classes: Ints  # (G,)
+    truth_boxes_xywh: Floats  # (G, 4)
 
     @property
     def hit(self) -> Bools:
@@ -100,6 +102,7 @@ def match(results: Iterable[Mapping[str, Any]], coco: CocoDict) -> Matches:
         image_ids=detections.image_ids[order],
         classes=detections.classes[order],
         scores=detections.scores[order],
+        boxes_xywh=detections.xywh[order],
         on_crowd=on_crowd,
         truth=found,
         same_class_iou=same_iou,
@@ -108,6 +111,7 @@ def match(results: Iterable[Mapping[str, Any]], coco: CocoDict) -> Matches:
         other_class_truth=other,
         truth_image_ids=truths.image_ids,
         truth_classes=truths.classes,
+        truth_boxes_xywh=truths.xywh,
     )
 
 

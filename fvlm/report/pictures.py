@@ -103,6 +103,19 @@ def draw(picture: np.ndarray, truth: Sequence[Box], detections: Sequence[Box]) -
     return image
 
 
+def label_places(labels: Sequence[tuple[str, XYXY]], size: tuple[int, int]) -> list[XYXY]:
+    """For each text and its box the place of the text, which hides the least of the labels before it.
+
+    Args:
+        labels: texts and boxes, in pixels of the drawn picture.
+        size: the drawn picture's width and height.
+    """
+    taken: list[XYXY] = []
+    for text, xyxy in labels:
+        taken.append(_place(text, xyxy, size, taken))
+    return taken
+
+
 def _scaled(xyxy: XYXY, scale: float, size: tuple[int, int]) -> XYXY:
     """The box in panel pixels, kept inside the panel and at least a pixel wide, whatever the detector said."""
     x0, x1 = (min(max(x * scale, 0), size[0] - 1) for x in xyxy[::2])
@@ -125,7 +138,16 @@ def _dashed(canvas: ImageDraw.ImageDraw, xyxy: XYXY, dash: int = 6) -> None:
 def _label(canvas: ImageDraw.ImageDraw, box: Box, xyxy: XYXY, size: tuple[int, int], taken: Sequence[XYXY]) -> XYXY:
     """Write the class and score at the box where they hide the least of earlier labels; returns the place taken."""
     text = f"{box.name} {box.score:.2f}"
-    width, height = canvas.textlength(text, font=_font(FONT_SIZE)) + 6, FONT_SIZE + 4
+    place = _place(text, xyxy, size, taken)
+    canvas.rectangle(place, fill=COLOURS[box.group])
+    ink = "white" if box.group == "base" else "black"  # contrast 5.2 and 5.4 to the two grounds
+    middle = (place[1] + place[3]) / 2
+    canvas.text((place[0] + 3, middle), text, fill=ink, font=_font(FONT_SIZE), anchor="lm")
+    return place
+
+
+def _place(text: str, xyxy: XYXY, size: tuple[int, int], taken: Sequence[XYXY]) -> XYXY:
+    width, height = _font(FONT_SIZE).getlength(text) + 6, FONT_SIZE + 4
     x0, y0, x1, y1 = xyxy
     places: list[XYXY] = []
     for y in (y0 - height, y0, y1, y1 - height, (y0 + y1 - height) / 2, y0 - 2 * height, y1 + height):
@@ -133,11 +155,7 @@ def _label(canvas: ImageDraw.ImageDraw, box: Box, xyxy: XYXY, size: tuple[int, i
             inside_x = min(max(x, 0), max(size[0] - width, 0))
             inside_y = min(max(y, 0), max(size[1] - height, 0))
             places.append((inside_x, inside_y, inside_x + width, inside_y + height))
-    place = min(places, key=lambda place: sum(_overlap(place, other) for other in taken))  # the first of equals
-    canvas.rectangle(place, fill=COLOURS[box.group])
-    ink = "white" if box.group == "base" else "black"  # contrast 5.2 and 5.4 to the two grounds
-    canvas.text((place[0] + 3, place[1] + height / 2), text, fill=ink, font=_font(FONT_SIZE), anchor="lm")
-    return place
+    return min(places, key=lambda place: sum(_overlap(place, other) for other in taken))  # the first of equals
 
 
 def _overlap(a: XYXY, b: XYXY) -> float:
@@ -222,9 +240,9 @@ def _legend(canvas: ImageDraw.ImageDraw, x: float, y: float) -> None:
         x += 42 + canvas.textlength(words, font=_font(15)) + 28
 
 
-def encode(image: Image.Image, format: Literal["PNG", "JPEG"]) -> bytes:
-    """The image file's bytes: PNG without loss, JPEG small (full chroma, so that coloured letters stay sharp)."""
+def encode(image: Image.Image, format: Literal["PNG", "WEBP"]) -> bytes:
+    """The image file's bytes: PNG without loss, WebP small."""
     buffer = io.BytesIO()
-    options: dict[str, Any] = {"optimize": True} if format == "PNG" else {"quality": 88, "subsampling": 0}
+    options: dict[str, Any] = {"optimize": True} if format == "PNG" else {"quality": 80, "method": 4}
     image.save(buffer, format, **options)
     return buffer.getvalue()
