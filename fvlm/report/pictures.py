@@ -22,12 +22,6 @@ GAP = 12
 FONT_SIZE = 14
 STROKE_WIDTH = {"base": 2, "novel": 4}  # tells the groups apart in grey print, too
 
-RULE = (
-    "Pictures are chosen by their annotations, never by a score: each next one shows the most novel classes that none "
-    "before it shows (ties: more novel classes, then the smaller image id); when all are shown, the count starts again."
-)
-
-
 @dataclass(frozen=True)
 class Box:
     """A box to draw: original pixels, xyxy."""
@@ -39,7 +33,10 @@ class Box:
 
 
 def choose_pictures(annotations: Iterable[Mapping[str, Any]], novel_ids: Collection[int], count: int) -> list[int]:
-    """Ids of `count` pictures, or of all that have an annotation where these are fewer; see RULE.
+    """Ids of `count` pictures, or of all that have an annotation where these are fewer.
+
+    They are chosen by their annotations, never by a score: each next one shows the most novel classes that none before
+    it shows (ties: more novel classes, then the smaller image id); when all are shown, the count starts again.
 
     Args:
         annotations: of val_generalized.json; crowds do not count.
@@ -178,20 +175,6 @@ class Comparison:
     image_id: int
     fused: Image.Image
     detector_only: Image.Image
-    description: str  # in words, for readers who cannot see the picture
-
-
-def describe(truth: Sequence[Box], fused: Sequence[Box], detector_only: Sequence[Box]) -> str:
-    """What is on the picture and what was found, in words."""
-    return f"Ground truth: {_listed(truth)}. Fused: {_listed(fused)}. Detector only: {_listed(detector_only)}."
-
-
-def _listed(boxes: Sequence[Box]) -> str:
-    counts: dict[str, int] = {}
-    for box in sorted(boxes, key=lambda box: (box.group != "novel", box.name)):
-        words = f"{box.name} (novel)" if box.group == "novel" else box.name
-        counts[words] = counts.get(words, 0) + 1
-    return ", ".join(f"{count} {words}" for words, count in counts.items()) or "nothing"
 
 
 def sheet(comparisons: Sequence[Comparison], *, title: str) -> Image.Image:

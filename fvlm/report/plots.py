@@ -1,4 +1,4 @@
-"""Losses, fusion sweep and AP by class as figures. A colour means the same in all of them and in the pictures."""
+"""Losses, sweeps, curves, errors and AP by class as figures. A colour means the same in all of them and in the pictures."""
 
 import io
 from collections.abc import Mapping
@@ -11,8 +11,9 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
+from ..evaluation.curves import MEAN
 from ..params import Setting
-from .tables import SUPERVISION, TERMS
+from .tables import GROUPS, SUPERVISION, TERMS
 
 # Okabe and Ito's palette, made to be told apart by colour-blind readers (jfly.uni-koeln.de/color).
 COLOURS = {"base": "#0072B2", "novel": "#D55E00", "zsd": "#009E73", "ovod": "#CC79A7", "zsd_strict": "#56B4E9"}
@@ -87,7 +88,7 @@ def fusion_sweep(sweeps: Mapping[Setting, pd.DataFrame], *, alpha: float, beta: 
     """Heat maps of AP50 over the fusion weights, a row of maps for each setting; the headline pair is framed.
 
     Args:
-        sweeps: for each setting the table of fusion_sweep.csv, a full grid of alpha and beta.
+        sweeps: for each setting a full grid of alpha and beta; see `tables.headline_map`.
         alpha, beta: the pair that the headline numbers use.
     """
     rows, columns = _axis(sweeps, "alpha"), _axis(sweeps, "beta")
@@ -171,6 +172,74 @@ def per_class(tables: Mapping[Setting, pd.DataFrame], *, order_by: Setting) -> F
         row[0].set_yticks(range(len(block)), labels, fontsize=8.5)
         row[0].set_ylabel(f"{len(block)} {group} classes (boxes in val)", fontsize=10)
         row[0].set_ylim(len(block) - 0.4, -0.6)
+    handles = [
+        Patch(color=COLOURS["novel"], label="novel, fused"),
+        Patch(color=COLOURS["base"], label="base, fused"),
+        Line2D([], [], **_RING, label="detector only"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def precision_recall(curves: Mapping[Setting, pd.DataFrame]) -> Figure:
+    """Precision against recall at IoU 0.5, the mean over the classes of novel, base and all; a line a setting.
+
+    Args:
+        curves: for each setting the table of precision_recall.csv.
+    """
+    figure = Figure(figsize=(9.5, 3.9), layout="constrained")
+    for axes, group in zip(figure.subplots(1, 3, sharex=True, sharey=True), GROUPS, strict=True):
+        for setting, table in curves.items():
+            curve = table[(table["name"] == MEAN) & (table["group"] == group)]
+            if curve.empty:
+                continue
+            label = f"{setting}: AP50 {100 * curve['precision'].mean():.1f}"
+            axes.plot(
+                100 * curve["recall"],
+                100 * curve["precision"],
+                STROKES[setting],
+                color=COLOURS[setting],
+                linewidth=1.8,
+                label=label,
+            )
+        axes.set_title(group, loc="left", fontsize=11)
+        axes.set_xlabel("recall, %")
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, 100)
+        axes.grid(linewidth=0.5, alpha=0.5)
+        axes.legend(frameon=False, loc="upper right", handlelength=3, fontsize=9)
+        _plain(axes)
+        if group == "novel":
+            axes.set_ylabel("precision, %")
+    _note(figure, "The area below a line is the AP50: a mean over classes, fused scores, generalized protocol.")
+    return figure
+
+
+def errors(tables: Mapping[Setting, pd.DataFrame]) -> Figure:
+    """What correcting every error of a kind would gain in AP50: a row of panels a setting; fused bars, detector rings.
+
+    Args:
+        tables: for each setting the table of errors.csv.
+    """
+    figure = Figure(figsize=(9.5, 1.1 + 2.3 * len(tables)), layout="constrained")
+    grid = figure.subplots(len(tables), 2, squeeze=False, sharex=True, sharey=True)
+    for row, (setting, table) in zip(grid, tables.items(), strict=True):
+        for axes, group in zip(row, ("novel", "base"), strict=True):
+            part = table[table["group"] == group].set_index(["scores", "error"])["gain"]
+            kinds = list(dict.fromkeys(table["error"]))
+            places = np.arange(len(kinds))
+            axes.barh(places, [part["fused", kind] for kind in kinds], color=COLOURS[group], height=0.7)
+            axes.plot([part["detector only", kind] for kind in kinds], places, clip_on=False, **_RING)
+            axes.set_yticks(places, kinds, fontsize=9)
+            axes.set_title(f"{setting}, {group} classes", loc="left", fontsize=11)
+            axes.tick_params(axis="y", length=0)
+            axes.grid(axis="x", linewidth=0.5, alpha=0.5)
+            axes.set_axisbelow(True)
+            axes.axvline(0, color="0.3", linewidth=0.8)
+            _plain(axes)
+    grid[0, 0].invert_yaxis()
+    for axes in grid[-1]:
+        axes.set_xlabel("points of AP50 gained if all of a kind were put right")
     handles = [
         Patch(color=COLOURS["novel"], label="novel, fused"),
         Patch(color=COLOURS["base"], label="base, fused"),

@@ -4,24 +4,28 @@ import dataclasses
 import io
 import math
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from .. import layout
-from ..data.coco import load_instances
+from ..data.coco import CocoDict, load_instances
 from ..data.dataset import read_picture
 from ..errors import InputError
+from ..evaluation.curves import CURVE_COLUMNS
+from ..evaluation.errors import ERROR_COLUMNS
 from ..io import read_json, read_text, sha256_of_file, write_aside, write_text
 from ..params import Params
-from ..report import page, pictures, plots, tables
+from ..report import gallery, page, pictures, plots, tables
 from ..report.pictures import Comparison, Group
 
 LOSS_COLUMNS = ("step", *tables.TERMS)
 PER_CLASS_COLUMNS = ("name", "category_id", "group", "val_boxes", "AP50", "detector_only_AP50")
 SWEEP_COLUMNS = ("alpha", "beta", "vlm_temperature", "nms_iou", *plots.SWEPT.values())
+VARIANT_COLUMNS = ("variant", "differs", "source", *plots.SWEPT.values())
 RECORD_KEYS = (
     "freeze",
     "steps",
@@ -41,7 +45,7 @@ RECORD_KEYS = (
 
 
 def run(params: Params) -> None:
-    """Write metrics.json, reports/comparison.{csv,md,tex}, four PNGs and reports/index.html.
+    """Write metrics.json, reports/comparison.{csv,md,tex}, six PNGs and reports/index.html.
 
     Everything is computed before anything is written.
 
@@ -58,8 +62,13 @@ def run(params: Params) -> None:
     chosen = params.report.setting
     comparison = tables.comparison({setting: _metrics(layout.metrics(setting), makers) for setting in params.settings})
     curves = {setting: _table(layout.losses(setting), LOSS_COLUMNS, makers) for setting in params.settings}
-    sweeps = {
-        setting: plots.at_headline(_table(layout.fusion_sweep(setting), SWEEP_COLUMNS, makers))
+    sweeps = {setting: _table(layout.fusion_sweep(setting), SWEEP_COLUMNS, makers) for setting in params.settings}
+    curves_of_classes = {
+        setting: _table(layout.precision_recall(setting), CURVE_COLUMNS, makers) for setting in params.settings
+    }
+    errors = {setting: _table(layout.errors(setting), ERROR_COLUMNS, makers) for setting in params.settings}
+    variants = {
+        setting: _table(layout.protocol_variants(setting), VARIANT_COLUMNS, makers, may_be_empty=("differs",))
         for setting in params.settings
     }
     classes = {
@@ -72,12 +81,33 @@ def run(params: Params) -> None:
     counts = _table(layout.COUNTS, ("subset",), makers)
     manifest = _mapping(layout.manifest(params), ("dataset", "val"), makers)
     card = _mapping(layout.VLM_CARD, ("architecture", "weights", "pretraining"), makers)
-    shown = _draw(params, classes[chosen], layout.data_root(params) / manifest["val"]["images"], makers)
+    split = load_instances(layout.val_split("generalized"))
+    pixels = _reader(split, layout.data_root(params) / manifest["val"]["images"])
+    groups: dict[int, tuple[str, Group]] = {
+        row["category_id"]: (row["name"], row["group"]) for row in classes[chosen].to_dict("records")
+    }
+    fused, detector_only = (
+        _results(path, groups.keys(), makers)
+        for path in (layout.detections(chosen), layout.detector_only_detections(chosen))
+    )
+    shown = _draw(params, split, groups, fused, detector_only, pixels)
+    exhibits = gallery.exhibits(
+        split,
+        fused,
+        detector_only,
+        {name for name, group in groups.values() if group == "novel"},
+        of_each=params.report.pictures,
+        score_threshold=params.report.score_threshold,
+        read=pixels,
+    )
 
     evaluate = params.evaluate
     losses = plots.to_png(plots.losses(curves))
-    sweep = plots.to_png(plots.fusion_sweep(sweeps, alpha=evaluate.alpha, beta=evaluate.beta))
+    maps = {setting: tables.headline_map(sweep) for setting, sweep in sweeps.items()}
+    sweep = plots.to_png(plots.fusion_sweep(maps, alpha=evaluate.alpha, beta=evaluate.beta))
     per_class = plots.to_png(plots.per_class(classes, order_by=chosen))
+    precision_recall = plots.to_png(plots.precision_recall(curves_of_classes))
+    causes = plots.to_png(plots.errors(errors))
     title = f"Setting {chosen}: detections with a score of at least {params.report.score_threshold:g}"
     sheet = pictures.encode(pictures.sheet(shown, title=title), "PNG")
     html = page.render(
@@ -86,9 +116,15 @@ def run(params: Params) -> None:
             comparison=comparison,
             curves=curves,
             losses_png=losses,
+            sweeps=sweeps,
             fusion_sweep_png=sweep,
             per_class_png=per_class,
-            pictures=shown,
+            precision_recall=curves_of_classes,
+            precision_recall_png=precision_recall,
+            errors=errors,
+            errors_png=causes,
+            variants=variants,
+            exhibits=exhibits,
             counts=counts,
             manifest=manifest,
             vlm_card=card,
@@ -103,7 +139,14 @@ def run(params: Params) -> None:
     write_text(reports / "comparison.csv", tables.to_csv(comparison))
     write_text(reports / "comparison.md", tables.to_markdown(comparison))
     write_text(reports / "comparison.tex", tables.to_latex(comparison))
-    images = {"losses": losses, "fusion_sweep": sweep, "per_class": per_class, "detections": sheet}
+    images = {
+        "losses": losses,
+        "fusion_sweep": sweep,
+        "per_class": per_class,
+        "precision_recall": precision_recall,
+        "errors": causes,
+        "detections": sheet,
+    }
     for name, png in images.items():
         with write_aside(reports / f"{name}.png") as aside:
             aside.write_bytes(png)
@@ -127,7 +170,10 @@ def _inputs(params: Params) -> dict[Path, str]:
         for path in (
             layout.metrics(setting),
             layout.per_class(setting),
+            layout.precision_recall(setting),
+            layout.errors(setting),
             layout.fusion_sweep(setting),
+            layout.protocol_variants(setting),
             layout.detections(setting),
             layout.detector_only_detections(setting),
         ):
@@ -135,36 +181,38 @@ def _inputs(params: Params) -> dict[Path, str]:
     return makers
 
 
-def _draw(params: Params, classes: pd.DataFrame, image_dir: Path, makers: Mapping[Path, str]) -> list[Comparison]:
-    """The chosen validation pictures of `report.setting`, fused beside detector-only."""
-    report = params.report
-    groups: dict[int, tuple[str, Group]] = {
-        row["category_id"]: (row["name"], row["group"]) for row in classes.to_dict("records")
-    }
-    split = load_instances(layout.val_split("generalized"))
-    novel = {category_id for category_id, (_, group) in groups.items() if group == "novel"}
-    ids = pictures.choose_pictures(split["annotations"], novel, report.pictures)
+def _reader(split: CocoDict, image_dir: Path) -> Callable[[int], np.ndarray]:
+    """Gives the picture (H, W, 3) uint8 RGB of an image id of `split`."""
     file_of = {image["id"]: image["file_name"] for image in split["images"]}
-    truth = pictures.boxes_by_image(_of(split["annotations"], ids), groups)
-    found = []
-    for path in (layout.detections(report.setting), layout.detector_only_detections(report.setting)):
-        results = _of(_results(path, groups.keys(), makers), ids)
-        found.append(pictures.boxes_by_image(results, groups, score_threshold=report.score_threshold))
-    fused, detector_only = found
+    return lambda image_id: read_picture(image_dir / file_of[image_id]).permute(1, 2, 0).numpy()
 
-    comparisons = []
-    for image_id in ids:
-        picture = read_picture(image_dir / file_of[image_id]).permute(1, 2, 0).numpy()
-        boxes = [by_image.get(image_id, []) for by_image in (truth, fused, detector_only)]
-        comparisons.append(
-            Comparison(
-                image_id=image_id,
-                fused=pictures.draw(picture, boxes[0], boxes[1]),
-                detector_only=pictures.draw(picture, boxes[0], boxes[2]),
-                description=pictures.describe(*boxes),
-            )
+
+def _draw(
+    params: Params,
+    split: CocoDict,
+    groups: Mapping[int, tuple[str, Group]],
+    fused: list[dict[str, Any]],
+    detector_only: list[dict[str, Any]],
+    pixels: Callable[[int], np.ndarray],
+) -> list[Comparison]:
+    """The sheet's validation pictures of `report.setting`, fused beside detector-only."""
+    novel = {category_id for category_id, (_, group) in groups.items() if group == "novel"}
+    ids = pictures.choose_pictures(split["annotations"], novel, params.report.pictures)
+    truth = pictures.boxes_by_image(_of(split["annotations"], ids), groups)
+    found = [
+        pictures.boxes_by_image(_of(results, ids), groups, score_threshold=params.report.score_threshold)
+        for results in (fused, detector_only)
+    ]
+    return [
+        Comparison(
+            image_id,
+            *(
+                pictures.draw(pixels(image_id), truth.get(image_id, []), of_image.get(image_id, []))
+                for of_image in found
+            ),
         )
-    return comparisons
+        for image_id in ids
+    ]
 
 
 def _of(records: list[dict[str, Any]], image_ids: Collection[int]) -> list[dict[str, Any]]:
