@@ -112,9 +112,7 @@ def _write_run(setting: str, split: dict, rng: np.random.Generator, params: Para
     write_json(layout.detections(setting), fused, compact=True)
     write_json(layout.detector_only_detections(setting), alone, compact=True)
     matches = {words: match(results, split) for words, results in (("fused", fused), ("detector only", alone))}
-    write_csv(
-        layout.precision_recall(setting), list(precision_recall(matches["fused"], novel_names())), CURVE_COLUMNS
-    )
+    write_csv(layout.precision_recall(setting), list(precision_recall(matches["fused"], novel_names())), CURVE_COLUMNS)
     causes = [row for words, matched in matches.items() for row in errors(matched, novel_names(), words)]
     write_csv(layout.errors(setting), causes, ERROR_COLUMNS)
     write_json(

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fvlm.report import page, tables
-from fvlm.report.pictures import Comparison
+from fvlm.evaluation.errors import KINDS
+from fvlm.report import page, published, tables
+from fvlm.report.gallery import Exhibit, Mark, Panel
 
 RECORD = {
     "freeze": "all",
@@ -26,8 +27,36 @@ RECORD = {
 }
 
 
+SETTINGS = ("zsd", "ovod")
+HOSTILE = "<b>cat"  # a name that must be escaped wherever it stands
+GROUPS = ("novel", "base", "all")
+AP50S = {f"generalized_{group}_AP50": 31.0 for group in GROUPS}
+
+
+def exhibit(image_id=4711, kind="best") -> Exhibit:
+    mark = Mark(HOSTILE, "novel", f"{HOSTILE} 0.90", True, (1.0, 2.0, 30.0, 40.0), (1.0, 2.0, 60.0, 20.0))
+    panels = [Panel(title, [mark], f"1 {HOSTILE}") for title in ("ground truth", "fused", "detector only")]
+    return Exhibit(image_id, kind, 0.5, Image.new("RGB", (8, 6)), (448, 336), panels)
+
+
+def error_rows(gain=2.5):
+    return [
+        {"scores": scores, "group": group, "error": kind, "count": 12345, "AP50": 30.0, "gain": gain}
+        for scores in ("fused", "detector only")
+        for group in GROUPS
+        for kind in KINDS
+    ]
+
+
+def curve_rows():
+    return [
+        {"name": name, "group": group, "recall": place / 100, "precision": 0.25}
+        for name, group in ((HOSTILE, "novel"), ("dog", "base"), ("mean", "all"))
+        for place in range(101)
+    ]
+
+
 def content(**changes) -> page.Content:
-    panel = Image.new("RGB", (8, 6))
     parts = {
         "setting": "zsd",
         "comparison": tables.comparison({s: dict.fromkeys(tables.METRIC_KEYS, 12.34) for s in ("zsd", "ovod")}),
@@ -35,7 +64,12 @@ def content(**changes) -> page.Content:
         "losses_png": b"losses",
         "fusion_sweep_png": b"sweep",
         "per_class_png": b"classes",
-        "pictures": [Comparison(4711, panel, panel, "Ground truth: 1 <b>cat</b>.")],
+        "sweeps": {s: pd.DataFrame([{"alpha": 0.2, "beta": 0.45, **AP50S}]) for s in SETTINGS},
+        "precision_recall": {s: pd.DataFrame(curve_rows()) for s in SETTINGS},
+        "precision_recall_png": b"curves",
+        "errors": {s: pd.DataFrame(error_rows()) for s in SETTINGS},
+        "errors_png": b"errors",
+        "exhibits": [exhibit()],
         "counts": pd.DataFrame({"subset": ["train_full"], "images": [118287]}),
         "manifest": {"dataset": "emoji", "val": {"images": "val2017"}},
         "vlm_card": {"architecture": "miniature", "weights": "random", "pretraining": None, "logit_scale": 17.25},
@@ -58,11 +92,15 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.text = ""
         self.feed(html)
+        self.text = re.sub(" +", " ", self.text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
         if tag not in self.VOID:
             self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):  # of SVG, which closes its elements so
+        self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -80,7 +118,7 @@ def parsed() -> Page:
 
 
 def test_the_page_needs_no_other_file_and_no_network(parsed):
-    assert not parsed.of("script")
+    assert [script.get("src") for script in parsed.of("script")] == [None, None]
     for tag, attributes in parsed.tags:
         for name in ("src", "href", "srcset", "poster", "data"):
             if name in attributes:
@@ -88,6 +126,7 @@ def test_the_page_needs_no_other_file_and_no_network(parsed):
     html = page.render(content())
     assert "@import" not in html
     assert "url(" not in html
+    assert "default-src 'none'" in html
 
 
 def test_every_tag_is_closed_and_every_link_leads_to_a_section(parsed):
@@ -101,10 +140,12 @@ def test_every_tag_is_closed_and_every_link_leads_to_a_section(parsed):
 
 
 def test_every_picture_has_an_alternative_text_and_every_table_scrolls(parsed):
-    assert len(parsed.of("img")) == 3 + 2
+    assert len(parsed.of("img")) == 5
     assert all(attributes["alt"] for attributes in parsed.of("img"))
+    assert len(parsed.of("svg")) == 3 + 1
+    assert all(attributes["aria-label"] for attributes in parsed.of("svg"))
     regions = [attributes for attributes in parsed.of("div") if attributes.get("class") == "scroll"]
-    assert len(regions) >= len(parsed.of("table")) + 3
+    assert len(regions) >= len(parsed.of("table")) + 5
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in parsed.of("meta")
 
 
@@ -121,9 +162,11 @@ def test_a_page_headed_by_ovod_warns_beside_the_headline():
 
 def test_values_are_escaped():
     html = page.render(content(vlm_card={**content().vlm_card, "note": "<script>alert(1)</script>"}))
-    assert "<script>" not in html
+    assert "<script>alert" not in html
     assert "&lt;script&gt;" in html
     assert "<b>cat" not in html
+    assert "&lt;b&gt;cat 0.90" in html
+    assert '"\\u003cb\\u003ecat"' in html  # in the data of the script
 
 
 def test_numbers_hashes_and_versions_can_be_traced(parsed):
@@ -144,7 +187,7 @@ def test_the_held_out_accuracy_of_a_pretrained_vlm_is_told():
 
 
 def test_a_page_without_pictures_says_why():
-    assert "report.pictures is 0" in page.render(content(pictures=[]))
+    assert "report.pictures is 0" in page.render(content(exhibits=[]))
 
 
 @pytest.mark.parametrize(
@@ -166,6 +209,72 @@ def test_params_that_differ_between_settings_are_shown_for_each():
     text = Page(page.render(content(train_records={"zsd": RECORD, "ovod": other}))).text
     assert re.search("train.seed +zsd: 0; ovod: 5", text)
     assert re.search("model.freeze +all", text)
+
+
+def variants(*rows):
+    return pd.DataFrame(
+        [{"variant": name, "differs": differs, "source": "s", **ap50s} for name, differs, ap50s in rows]
+    )
+
+
+def test_other_protocols_are_shown_with_their_difference_from_the_headline():
+    table = variants(
+        ("headline", float("nan"), AP50S), ("ovdet", "all pictures", {**AP50S, "generalized_novel_AP50": 28.75})
+    )
+    text = Page(page.render(content(variants={"zsd": table, "ovod": table}))).text
+    assert "The same model under other people's protocols" in text
+    assert text.count("28.8 -2.2") == 2
+    assert text.count("31.0 +0.0") == 4
+    assert " nan " not in text
+    assert "other people's protocols" not in Page(page.render(content())).text
+
+
+def test_an_emoji_run_is_never_shown_beside_coco_numbers(parsed):
+    names = set(published.published()["method"]) - {"PL", "SB", "LAB"}
+    assert not [name for name in names if name in parsed.text.replace("F-VLM, open-vocabulary detection", "")]
+    assert "mong published numbers" not in parsed.text
+
+
+def test_a_coco_run_with_openais_clip_is_shown_among_the_published_numbers():
+    coco = {
+        "manifest": {"dataset": "coco2017", "val": {"image_count": 5000}},
+        "vlm_card": {"architecture": "RN50", "weights": "openai", "pretraining": None},
+        "counts": pd.DataFrame({"subset": ["val_generalized"], "images": [4836]}),
+    }
+    html = page.render(content(**coco))
+    text = Page(html).text
+    assert html.count('class="ours"') == 1
+    assert "fvlm, zsd" in text
+    assert "fvlm, ovod" not in text
+    assert "ovod is left out" in text
+    assert "43.7 \N{DAGGER}" in text
+    assert "WSDDN" not in text
+    assert text.count("\N{NOT EQUAL TO}") > 1
+    for other in (
+        {"dataset": "emoji", "val": {"image_count": 5000}},
+        {"dataset": "coco2017", "val": {"image_count": 9}},
+    ):
+        assert 'class="ours"' not in page.render(content(**{**coco, "manifest": other}))
+
+
+def test_errors_and_their_gains_are_shown_for_every_kind_and_setting(parsed):
+    assert parsed.text.count("+2.5 12\N{THIN SPACE}345") == len(KINDS) * len(GROUPS) * 2 * len(SETTINGS)
+    assert set(page.KIND_WORDS) == set(KINDS)
+
+
+def test_other_temperatures_and_nms_are_told_beside_the_headlines():
+    held = [{"alpha": 0.2, "beta": 0.45, "vlm_temperature": t, "nms_iou": 0.5, **AP50S} for t in (0.0625, 0.01)]
+    text = Page(page.render(content(sweeps={"zsd": pd.DataFrame(held)}))).text
+    assert "0.0625 0.5 31.0" in text
+    assert "zsd: other VLM temperatures" in text
+    assert "other VLM temperatures" not in Page(page.render(content())).text
+
+
+def test_the_sections_stand_in_the_order_in_which_they_are_named():
+    html = page.render(content())
+    assert re.findall('<h2 id="([a-z]+)">', html) == [
+        name for name, _, _ in page.SECTIONS if name not in ("published", "protocols")
+    ]
 
 
 def test_equal_content_gives_equal_text():

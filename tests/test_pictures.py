@@ -104,16 +104,17 @@ def test_the_labels_of_equal_boxes_do_not_lie_on_each_other():
     assert all(min(place) >= 0 and max(place) <= 448 for place in taken)
 
 
-def test_a_description_counts_every_class_and_names_the_novel_ones():
-    cat, person = Box((0, 0, 1, 1), "cat", "novel"), Box((0, 0, 1, 1), "person", "base")
-    text = pictures.describe([person, cat, person], [cat], [])
-    assert text == "Ground truth: 1 cat (novel), 2 person. Fused: 1 cat (novel). Detector only: nothing."
+def test_labels_of_equal_boxes_get_places_apart_inside_the_picture():
+    places = pictures.label_places([("cat 0.90", (0, 0, 40, 40)), ("dog 0.80", (0, 0, 40, 40))], (448, 448))
+    assert places[0] != places[1]
+    assert pictures._overlap(*places) == 0
+    assert all(0 <= x0 < x1 <= 448 and 0 <= y0 < y1 <= 448 for x0, y0, x1, y1 in places)
 
 
 def test_the_sheet_holds_every_panel_and_says_so_where_there_is_none():
     red, green = (Image.new("RGB", (448, 300), colour) for colour in ("#ff0000", "#00ff00"))
     for count in (1, 2, 3):
-        sheet = pictures.sheet([Comparison(7, red, green, "")] * count, title="t")
+        sheet = pictures.sheet([Comparison(7, red, green)] * count, title="t")
         assert has(sheet, "#ff0000").sum() == has(sheet, "#00ff00").sum() == count * 448 * 300
     assert pictures.sheet([], title="t").size[1] < 200
 

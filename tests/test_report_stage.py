@@ -1,5 +1,7 @@
 import json
+from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 from PIL import Image
 from report_inputs import params_of, write_inputs
@@ -16,6 +18,8 @@ OUTPUTS = (
     "losses.png",
     "fusion_sweep.png",
     "per_class.png",
+    "precision_recall.png",
+    "errors.png",
     "detections.png",
     "index.html",
 )
@@ -47,6 +51,84 @@ def test_the_stage_writes_its_outputs_and_the_same_bytes_again(here):
     assert contents(here / "reports") == first
 
 
+class Tables(HTMLParser):
+    """Every table of a page as rows of cells; a cell that spans columns stands in each of them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.span: int = 0  # of the open cell, 0 outside
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.span = int(dict(attrs).get("colspan", 1))
+            self.tables[-1][-1] += [""] * self.span
+
+    def handle_endtag(self, tag):
+        if tag in ("th", "td"):
+            self.span = 0
+
+    def handle_data(self, data):
+        for place in range(-self.span, 0):
+            self.tables[-1][-1][place] += data
+
+
+def triples(table):
+    """The columns of novel, base and all that belong together: equal headings above, and below the groups' names."""
+    for depth, row in enumerate(table):
+        if {"novel", "base", "all"} <= set(row):  # the last heading
+            above = table[depth - 1] if depth else [""] * len(row)
+            for heading in dict.fromkeys(above):
+                columns = [
+                    [i for i, cell in enumerate(row) if cell == group and above[i] == heading]
+                    for group in ("novel", "base", "all")
+                ]
+                yield from ((depth, triple) for triple in zip(*columns, strict=True) if triple)
+            return
+        if [above for above in dict.fromkeys(row) if above in ("novel", "base", "all")]:  # groups above, kinds below
+            for kind in dict.fromkeys(table[depth + 1][1:]):
+                places = {
+                    cell: i for i, (cell, below) in enumerate(zip(row, table[depth + 1], strict=True)) if below == kind
+                }
+                yield depth + 1, tuple(places[group] for group in ("novel", "base", "all"))
+            return
+
+
+def make_consistent(setting):
+    """The metrics of report_inputs are random: here all follows from novel and base."""
+    metrics = json.loads(layout.metrics(setting).read_text())
+    for key in [key for key in metrics if "generalized_all" in key]:
+        base, novel = (metrics[key.replace("_all_", f"_{group}_")] for group in ("base", "novel"))
+        metrics[key] = (48 * base + 17 * novel) / 65
+    write_json(layout.metrics(setting), metrics)
+    sweep = pd.read_csv(layout.fusion_sweep(setting))
+    sweep["generalized_all_AP50"] = (48 * sweep["generalized_base_AP50"] + 17 * sweep["generalized_novel_AP50"]) / 65
+    sweep.to_csv(layout.fusion_sweep(setting), index=False)
+
+
+def test_all_is_the_weighted_mean_of_base_and_novel_in_every_table(here):
+    params = params_of(pictures=0)
+    write_inputs(params, images=400, steps=3)  # enough that all but the first class, which has none, have a box
+    for setting in params.settings:
+        make_consistent(setting)
+    report.run(params)
+    checked = []
+    for table in Tables((here / "reports/index.html").read_text()).tables:
+        for depth, columns in triples(table):
+            for row in table[depth + 1 :]:
+                novel, base, every = (float(row[column].split()[0]) for column in columns)
+                # 0.1 for three roundings; errors average over the 47 base classes that have a box
+                assert (48 * base + 17 * novel) / 65 == pytest.approx(every, abs=0.25), row
+                checked.append(row[0])
+    # AP50 and AP of three scores; three protocols; six kinds of error, fused and detector only; two NMS thresholds
+    assert len(checked) == 2 * 2 * 3 + 2 * 3 + 2 * 6 * 2 + 2 * 2
+
+
 def test_report_setting_chooses_the_headline_and_zero_pictures_still_make_a_sheet(here):
     params = params_of(settings=("ovod", "zsd"), setting="ovod", pictures=0)
     write_inputs(params, images=3, steps=5)
@@ -65,7 +147,7 @@ def test_every_missing_file_is_named_with_the_stage_that_makes_it(here):
     assert "data/splits/counts.csv: not found; run `python -m fvlm val_splits`" in lines
     assert "models/vlm.json: not found; run `python -m fvlm vlm`" in lines
     assert "data/emoji/manifest.json: not found; run `python -m fvlm download`" in lines
-    assert len(lines) == 4 + 2 * 7
+    assert len(lines) == 4 + 2 * 9
 
 
 def _drop_metric(path):
@@ -92,6 +174,9 @@ def _drop_metric(path):
             lambda path: path.write_text(path.read_text() + "0.9,0.9,0.1,0.4,,,\n"),
             "empty ones",
         ),
+        (layout.errors("zsd"), lambda path: path.write_text("scores,group\nfused,novel\n"), "absent: error, count"),
+        (layout.precision_recall("zsd"), lambda path: path.write_text("name,group\ncat,novel\n"), "absent: recall"),
+        (layout.protocol_variants("zsd"), lambda path: path.write_text("variant\nx\n"), "absent: differs"),
         (layout.detections("zsd"), lambda path: path.write_text('{"a": 1}'), "expected a list of COCO results"),
         (
             layout.detections("zsd"),

@@ -136,9 +136,7 @@ def exhibits(
     return shown
 
 
-def _truth_panel(
-    matches: Matches, image_id: int, novel: Collection[str], scale: float, size: tuple[int, int]
-) -> Panel:
+def _truth_panel(matches: Matches, image_id: int, novel: Collection[str], scale: float, size: tuple[int, int]) -> Panel:
     rows = np.flatnonzero(matches.truth_image_ids == image_id)
     names = [matches.names[index] for index in matches.truth_classes[rows]]
     marks = _marks(names, names, matches.found[rows].tolist(), matches.truth_boxes_xywh[rows], novel, scale, size)

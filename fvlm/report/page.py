@@ -126,7 +126,10 @@ def _protocols(content: Content) -> dict[str, Any] | None:
             for group in tables.GROUPS:
                 value = own[f"generalized_{group}_AP50"]
                 cells.append((_ap(value), f"{value - headline[f'generalized_{group}_AP50']:+.1f}" if place else ""))
-        rows.append({"variant": variant["variant"], "differs": variant["differs"], "source": variant["source"], "cells": cells})
+        told = {
+            column: "" if pd.isna(variant[column]) else variant[column] for column in ("variant", "differs", "source")
+        }
+        rows.append({**told, "cells": cells})
     return {"settings": list(content.variants), "groups": tables.GROUPS, "rows": rows}
 
 
@@ -181,7 +184,10 @@ def _errors(content: Content) -> dict[str, Any]:
             {
                 "kind": kind,
                 "cells": [
-                    (_shown(int(cell.loc[(scores, group, kind), "count"])), f"{cell.loc[(scores, group, kind), 'gain']:+.1f}")
+                    (
+                        _shown(int(cell.loc[(scores, group, kind), "count"])),
+                        f"{cell.loc[(scores, group, kind), 'gain']:+.1f}",
+                    )
                     for group in tables.GROUPS
                     for scores in ("fused", "detector only")
                 ],
@@ -239,7 +245,7 @@ def _provenance(content: Content) -> dict[str, Any]:
     }
 
 
-# (name of its macro in sections.html.j2 and its place on the page, heading, what arranges it); left out where that is None
+# (name: the macro's in sections.html.j2 and the id on the page; heading; what arranges it: None leaves it out)
 SECTIONS: tuple[tuple[str, str, Callable[[Content], dict[str, Any] | None]], ...] = (
     ("results", "Results", _results),
     ("settings", "What the settings mean", _settings),

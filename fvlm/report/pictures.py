@@ -22,6 +22,7 @@ GAP = 12
 FONT_SIZE = 14
 STROKE_WIDTH = {"base": 2, "novel": 4}  # tells the groups apart in grey print, too
 
+
 @dataclass(frozen=True)
 class Box:
     """A box to draw: original pixels, xyxy."""

@@ -1,4 +1,4 @@
-"""Losses, sweeps, curves, errors and AP by class as figures. A colour means the same in all of them and in the pictures."""
+"""Losses, sweeps, curves, errors and AP by class as figures; colours mean the same in all, and in the pictures."""
 
 import io
 from collections.abc import Mapping

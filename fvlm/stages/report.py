@@ -68,8 +68,9 @@ def run(params: Params) -> None:
     }
     errors = {setting: _table(layout.errors(setting), ERROR_COLUMNS, makers) for setting in params.settings}
     variants = {
-        setting: _table(layout.protocol_variants(setting), VARIANT_COLUMNS, makers, may_be_empty=("differs",))
+        setting: _table(layout.protocol_variants(setting), VARIANT_COLUMNS, makers, may_be_empty=("differs", "source"))
         for setting in params.settings
+        if layout.protocol_variants(setting).is_file()
     }
     classes = {
         setting: _table(
@@ -167,13 +168,14 @@ def _inputs(params: Params) -> dict[Path, str]:
     for setting in params.settings:
         for path in (layout.losses(setting), layout.train_record(setting)):
             makers[path] = f"train --setting {setting}"
+        if layout.protocol_variants(setting).is_file():  # a run from before this table was written has none
+            makers[layout.protocol_variants(setting)] = f"evaluate --setting {setting}"
         for path in (
             layout.metrics(setting),
             layout.per_class(setting),
             layout.precision_recall(setting),
             layout.errors(setting),
             layout.fusion_sweep(setting),
-            layout.protocol_variants(setting),
             layout.detections(setting),
             layout.detector_only_detections(setting),
         ):
