@@ -11,7 +11,6 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from ..evaluation.curves import MEAN
 from ..params import Setting
 from .tables import GROUPS, SUPERVISION, TERMS
 
@@ -185,12 +184,12 @@ def precision_recall(curves: Mapping[Setting, pd.DataFrame]) -> Figure:
     """Precision against recall at IoU 0.5, the mean over the classes of novel, base and all; a line a setting.
 
     Args:
-        curves: for each setting the table of precision_recall.csv.
+        curves: for each setting the means' rows of precision_recall.csv.
     """
     figure = Figure(figsize=(9.5, 3.9), layout="constrained")
     for axes, group in zip(figure.subplots(1, 3, sharex=True, sharey=True), GROUPS, strict=True):
         for setting, table in curves.items():
-            curve = table[(table["name"] == MEAN) & (table["group"] == group)]
+            curve = table[table["group"] == group]
             if curve.empty:
                 continue
             label = f"{setting}: AP50 {100 * curve['precision'].mean():.1f}"

@@ -15,7 +15,7 @@ from .. import layout
 from ..data.coco import CocoDict, load_instances
 from ..data.dataset import read_picture
 from ..errors import InputError
-from ..evaluation.curves import CURVE_COLUMNS
+from ..evaluation.curves import CURVE_COLUMNS, MEAN
 from ..evaluation.errors import ERROR_COLUMNS
 from ..io import read_json, read_text, sha256_of_file, write_aside, write_text
 from ..params import Params
@@ -107,7 +107,8 @@ def run(params: Params) -> None:
     maps = {setting: tables.headline_map(sweep) for setting, sweep in sweeps.items()}
     sweep = plots.to_png(plots.fusion_sweep(maps, alpha=evaluate.alpha, beta=evaluate.beta))
     per_class = plots.to_png(plots.per_class(classes, order_by=chosen))
-    precision_recall = plots.to_png(plots.precision_recall(curves_of_classes))
+    means = {setting: table[table["name"] == MEAN] for setting, table in curves_of_classes.items()}
+    precision_recall = plots.to_png(plots.precision_recall(means))
     causes = plots.to_png(plots.errors(errors))
     title = f"Setting {chosen}: detections with a score of at least {params.report.score_threshold:g}"
     sheet = pictures.encode(pictures.sheet(shown, title=title), "PNG")
