@@ -140,3 +140,30 @@ def test_equal_figures_give_equal_png_bytes():
     assert first.startswith(b"\x89PNG")
     assert first == second
     assert b"matplotlib" not in first.lower()
+
+
+def test_a_line_of_precision_is_drawn_for_each_setting_and_says_its_ap50():
+    rows = [
+        {"name": "mean", "group": group, "recall": place / 100, "precision": 0.5}
+        for group in ("novel", "base", "all")
+        for place in range(101)
+    ]
+    figure = plots.precision_recall({"zsd": pd.DataFrame(rows), "ovod": pd.DataFrame(rows[:202])})
+    novel, base, every = figure.axes
+    assert [len(axes.lines) for axes in (novel, base, every)] == [2, 2, 1]
+    assert novel.get_legend_handles_labels()[1] == ["zsd: AP50 50.0", "ovod: AP50 50.0"]
+    assert set(novel.lines[0].get_ydata()) == {50}
+
+
+def test_the_gain_of_every_kind_of_error_is_a_bar_and_the_detectors_a_ring():
+    rows = [
+        {"scores": scores, "group": group, "error": kind, "gain": gain}
+        for scores, gain in (("fused", 4.0), ("detector only", 7.0))
+        for group in ("novel", "base", "all")
+        for kind in ("background", "missed")
+    ]
+    figure = plots.errors({"zsd": pd.DataFrame(rows)})
+    for axes in figure.axes:
+        assert [bar.get_width() for bar in axes.patches] == [4, 4]
+        assert list(axes.lines[0].get_xdata()) == [7, 7]
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["background", "missed"]
