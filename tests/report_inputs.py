@@ -96,15 +96,9 @@ def _write_run(setting: str, split: dict, rng: np.random.Generator, params: Para
             base, novel_ap = 60 - 25 * (alpha - 0.2) ** 2 - 2 * felt, 69 - 30 * (felt - 0.45) ** 2 - 5 * alpha
             values = (base, novel_ap, (48 * base + 17 * novel_ap) / 65)
             keys = (f"generalized_{group}_AP50" for group in ("base", "novel", "all"))
-<<<<<<< HEAD
             point = {"alpha": alpha, "beta": beta, "vlm_temperature": 0.0578, "nms_iou": 0.4}
             sweep.append({**point, **dict(zip(keys, np.round(values, 4), strict=True))})
     sweep += [{**row, "nms_iou": 0.6} for row in sweep]
-=======
-            held = {"vlm_temperature": 0.0625, "nms_iou": 0.4}
-            sweep.append({"alpha": alpha, "beta": beta, **held, **dict(zip(keys, np.round(values, 4), strict=True))})
-    sweep += [{**row, "nms_iou": 0.5, "generalized_novel_AP50": 33.3} for row in sweep]
->>>>>>> a7d70e4 (The page is made of sections: gallery, errors, curves, protocols and published numbers beside the tables (wip))
     write_csv(layout.fusion_sweep(setting), sweep, list(sweep[0]))
     _write_variants(setting, rng)
 

@@ -140,7 +140,7 @@ def test_every_missing_file_is_named_with_the_stage_that_makes_it(here):
     assert "data/splits/counts.csv: not found; run `python -m fvlm val_splits`" in lines
     assert "models/vlm.json: not found; run `python -m fvlm vlm`" in lines
     assert "data/emoji/manifest.json: not found; run `python -m fvlm download`" in lines
-    assert len(lines) == 4 + 2 * 9
+    assert len(lines) == 4 + 2 * 10
 
 
 def _drop_metric(path):

@@ -103,14 +103,7 @@ def sweep():
     return pd.DataFrame(rows, columns=["alpha", "beta", "vlm_temperature", "nms_iou"])
 
 
-def test_the_map_of_alpha_and_beta_holds_the_first_rows_temperature_and_nms():
-    assert tables.headline_map(sweep()).index.tolist() == [0, 1]
-    plain = sweep()[["alpha", "beta"]].iloc[:2]
-    assert tables.headline_map(plain).equals(plain)
-
-
 def test_other_temperatures_and_nms_are_told_at_the_headlines_pair_and_only_where_there_are_some():
     assert tables.held_values(sweep(), 0.2, 0.45).index.tolist() == [0, 2, 3]
     assert tables.held_values(sweep(), 0.2, 0.65).empty
     assert tables.held_values(sweep(), 0.9, 0.9).empty
-    assert tables.held_values(sweep()[["alpha", "beta"]], 0.2, 0.45).empty

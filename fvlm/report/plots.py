@@ -87,7 +87,7 @@ def fusion_sweep(sweeps: Mapping[Setting, pd.DataFrame], *, alpha: float, beta: 
     """Heat maps of AP50 over the fusion weights, a row of maps for each setting; the headline pair is framed.
 
     Args:
-        sweeps: for each setting a full grid of alpha and beta; see `tables.headline_map`.
+        sweeps: for each setting a full grid of alpha and beta; see `at_headline`.
         alpha, beta: the pair that the headline numbers use.
     """
     rows, columns = _axis(sweeps, "alpha"), _axis(sweeps, "beta")

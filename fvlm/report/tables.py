@@ -227,24 +227,11 @@ def loss_summary(curves: Mapping[Setting, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(ends).T.rename(columns=TERMS).rename_axis("setting")
 
 
-HELD = ("vlm_temperature", "nms_iou")  # axes of a sweep that a map of alpha and beta holds fixed
-
-
-def headline_map(sweep: pd.DataFrame) -> pd.DataFrame:
-    """Of fusion_sweep.csv the rows with the VLM temperature and the NMS of the headline: a grid of alpha and beta.
-
-    They come first in the file.
-    """
-    held = [column for column in HELD if column in sweep]
-    return sweep[(sweep[held] == sweep[held].iloc[0]).all(axis=1)]
-
-
 def held_values(sweep: pd.DataFrame, alpha: float, beta: float) -> pd.DataFrame:
     """What the other VLM temperatures and NMS thresholds give at the headline's alpha and beta; empty if none is.
 
     Returns:
         Columns of fusion_sweep.csv, the headline first; empty too where the pair is not on the grid.
     """
-    held = [column for column in HELD if column in sweep]
     pair = sweep[(sweep["alpha"] == alpha) & (sweep["beta"] == beta)]
-    return pair if held and len(pair) > 1 else pair.iloc[:0]
+    return pair if len(pair) > 1 else pair.iloc[:0]

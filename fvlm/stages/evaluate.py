@@ -19,7 +19,8 @@ def run(params: Params, setting: str) -> None:
     """Write metrics/<setting>.json, and five tables and two COCO results files in runs/<setting>/.
 
     The tables: per_class.csv, precision_recall.csv, errors.csv, fusion_sweep.csv, protocol_variants.csv. Everything is
-    computed before anything is written, in `evaluate.processes` processes of one CPU thread each, whatever `compute` says.
+    computed before anything is written, in `evaluate.processes` processes of one CPU thread each, whatever `compute`
+    says.
 
     Raises:
         InputError: raw detections or splits are missing, unsound, or do not belong together.

@@ -70,7 +70,6 @@ def run(params: Params) -> None:
     variants = {
         setting: _table(layout.protocol_variants(setting), VARIANT_COLUMNS, makers, may_be_empty=("differs", "source"))
         for setting in params.settings
-        if layout.protocol_variants(setting).is_file()
     }
     classes = {
         setting: _table(
@@ -104,7 +103,7 @@ def run(params: Params) -> None:
 
     evaluate = params.evaluate
     losses = plots.to_png(plots.losses(curves))
-    maps = {setting: tables.headline_map(sweep) for setting, sweep in sweeps.items()}
+    maps = {setting: plots.at_headline(sweep) for setting, sweep in sweeps.items()}
     sweep = plots.to_png(plots.fusion_sweep(maps, alpha=evaluate.alpha, beta=evaluate.beta))
     per_class = plots.to_png(plots.per_class(classes, order_by=chosen))
     means = {setting: table[table["name"] == MEAN] for setting, table in curves_of_classes.items()}
@@ -169,14 +168,13 @@ def _inputs(params: Params) -> dict[Path, str]:
     for setting in params.settings:
         for path in (layout.losses(setting), layout.train_record(setting)):
             makers[path] = f"train --setting {setting}"
-        if layout.protocol_variants(setting).is_file():  # a run from before this table was written has none
-            makers[layout.protocol_variants(setting)] = f"evaluate --setting {setting}"
         for path in (
             layout.metrics(setting),
             layout.per_class(setting),
             layout.precision_recall(setting),
             layout.errors(setting),
             layout.fusion_sweep(setting),
+            layout.protocol_variants(setting),
             layout.detections(setting),
             layout.detector_only_detections(setting),
         ):
