@@ -34,6 +34,7 @@ from .evaluation.ladder import (
 from .evaluation.raw import RawDetections
 from .evaluation.regions import average_recall, best_overlaps, classify_boxes
 from .io import read_json, read_text, write_json
+from .layout import Run
 from .params import Params
 from .tensors import load_tensors
 from .vlm.clip import VlmCard, load_card, load_clip
@@ -46,8 +47,11 @@ VLM_TOWER = "visual."  # prefix of the image tower's tensors in the VLM's file
 DETECTOR_TOWER = "tower.visual."  # and in a detector's
 
 
-def run(params: Params, setting: str, json_path: str | None) -> bool:
-    """Climb the ladder for `setting`, print each rung as it is judged, and write `json_path` if one is given.
+def run(params: Params, setting: str, json_path: str | None, seed: int | None = None) -> bool:
+    """Climb the ladder for one run, print each rung as it is judged, and write `json_path` if one is given.
+
+    Args:
+        seed: the run's; None for that of the first of `params.seeds`, at the paths without a seed.
 
     Returns:
         False where a rung failed.
@@ -55,10 +59,11 @@ def run(params: Params, setting: str, json_path: str | None) -> bool:
     Raises:
         InputError: a file is broken, or was built with other params than the present ones.
     """
-    print(f"check: setting {setting}; each rung rests on those above it in this list", flush=True)
+    checked = Run(setting, seed)
+    print(f"check: setting {checked.name}; each rung rests on those above it in this list", flush=True)
     rungs = []
     for name, judge in JUDGES.items():
-        rung = _missing(name, params, setting) or judge(params, setting)
+        rung = _missing(name, params, checked) or judge(params, checked)
         rungs.append(rung)
         print(_shown(len(rungs), rung), flush=True)
     counts = {
@@ -69,7 +74,10 @@ def run(params: Params, setting: str, json_path: str | None) -> bool:
     if wrong:
         print(f"check: start at rung {wrong[0].name}: what comes after it rests on it")
     if json_path is not None:
-        write_json(json_path, {"setting": setting, "counts": counts, "rungs": [dataclasses.asdict(r) for r in rungs]})
+        write_json(
+            json_path,
+            {**dataclasses.asdict(checked), "counts": counts, "rungs": [dataclasses.asdict(r) for r in rungs]},
+        )
     return counts["failed"] == 0
 
 
@@ -87,24 +95,26 @@ def _shown(number: int, rung: Rung) -> str:
     return "\n".join(lines)
 
 
-def _missing(name: str, params: Params, setting: str) -> Rung | None:
+def _missing(name: str, params: Params, run: Run) -> Rung | None:
     """A skipped rung that says which command makes the first of its missing files; None if all are there."""
-    for path, command in _inputs(name, params, setting).items():
+    for path, command in _inputs(name, params, run).items():
         if not path.exists():
             return Rung(name=name, verdict="skipped", found=f"{path} not found; run `python -m fvlm {command}`")
     return None
 
 
-def _inputs(name: str, params: Params, setting: str) -> dict[Path, str]:
+def _inputs(name: str, params: Params, run: Run) -> dict[Path, str]:
     """The files that a rung reads, and the command that makes each, in the order of the pipeline."""
-    of = f"--setting {setting}"
     manifest = {layout.manifest(params): "download"}
     card = {layout.VLM_CARD: "vlm", layout.VLM_WEIGHTS: "vlm"}
     text = {layout.TEXT_EMBEDDINGS: "text"}
     split = {layout.val_split("generalized"): "val_splits"}
-    trained = {layout.model(setting): f"train {of}", layout.train_record(setting): f"train {of}"}
-    raw = {layout.raw_detections(setting): f"detect {of}"}
-    scores = {layout.metrics(setting): f"evaluate {of}", layout.fusion_sweep(setting): f"evaluate {of}"}
+    trained = {layout.model(run.name): f"train {run.options}", layout.train_record(run.name): f"train {run.options}"}
+    raw = {layout.raw_detections(run.name): f"detect {run.options}"}
+    scores = {
+        layout.metrics(run.name): f"evaluate {run.options}",
+        layout.fusion_sweep(run.name): f"evaluate {run.options}",
+    }
     return {
         "text": card | text,
         "regions": manifest | card | split | text,
@@ -113,7 +123,7 @@ def _inputs(name: str, params: Params, setting: str) -> dict[Path, str]:
     }.get(name, card | split | trained | raw | scores)
 
 
-def _text(params: Params, setting: str) -> Rung:
+def _text(params: Params, run: Run) -> Rung:
     card = _card(params)
     tensors, metadata = _text_embeddings(card)
     return judge_text(golden_findings(card, tensors, metadata), card.architecture)
@@ -128,7 +138,7 @@ def golden_findings(card: VlmCard, tensors: Mapping[str, Tensor], metadata: Mapp
     return list(compare(dict(zip(metadata["names"], tensors["embeddings"], strict=True)), golden).findings)
 
 
-def _regions(params: Params, setting: str) -> Rung:
+def _regions(params: Params, run: Run) -> Rung:
     device = set_up(params.compute)
     card = _card(params)
     detector = build_detector(params.model, card, load_clip(layout.VLM_WEIGHTS, card).visual).eval().to(device)
@@ -150,10 +160,10 @@ def _regions(params: Params, setting: str) -> Rung:
     return judge_regions(named, range(len(base)), range(len(base), len(names)), card)
 
 
-def _tower(params: Params, setting: str) -> Rung:
-    record = _record(params, setting)
+def _tower(params: Params, run: Run) -> Rung:
+    record = _record(params, run)
     vlm, _ = load_tensors(layout.VLM_WEIGHTS, "the VLM's weights", "run `python -m fvlm vlm`")
-    trained, _ = load_tensors(layout.model(setting), "detector", f"run `python -m fvlm train --setting {setting}`")
+    trained, _ = load_tensors(layout.model(run.name), "detector", f"run `python -m fvlm train {run.options}`")
     return judge_tower(
         freeze=record["freeze"],
         before=record["tower_sha256_before"],
@@ -163,10 +173,10 @@ def _tower(params: Params, setting: str) -> Rung:
     )
 
 
-def _proposals(params: Params, setting: str) -> Rung:
-    if untrained := _untrained("proposals", params, setting):
+def _proposals(params: Params, run: Run) -> Rung:
+    if untrained := _untrained("proposals", params, run):
         return untrained
-    raw = RawDetections.load(layout.raw_detections(setting))
+    raw = RawDetections.load(layout.raw_detections(run.name))
     split = load_instances(layout.val_split("generalized"))
     recalls, boxes = {}, {}
     for group, names in (("base", base_names()), ("novel", novel_names())):
@@ -177,25 +187,25 @@ def _proposals(params: Params, setting: str) -> Rung:
     return judge_proposals(recalls, boxes, int(raw.offsets.diff().max()))
 
 
-def _detector(params: Params, setting: str) -> Rung:
-    return _untrained("detector", params, setting) or judge_detector(_metrics(setting), _boxes(base_names()))
+def _detector(params: Params, run: Run) -> Rung:
+    return _untrained("detector", params, run) or judge_detector(_metrics(run), _boxes(base_names()))
 
 
-def _fusion(params: Params, setting: str) -> Rung:
-    untrained = _untrained("fusion", params, setting)
-    return untrained or judge_fusion(_metrics(setting), params.evaluate.alpha, _boxes(base_names()))
+def _fusion(params: Params, run: Run) -> Rung:
+    untrained = _untrained("fusion", params, run)
+    return untrained or judge_fusion(_metrics(run), params.evaluate.alpha, _boxes(base_names()))
 
 
-def _novel(params: Params, setting: str) -> Rung:
-    if untrained := _untrained("novel", params, setting):
+def _novel(params: Params, run: Run) -> Rung:
+    if untrained := _untrained("novel", params, run):
         return untrained
-    beta_0 = _swept_novel(setting).get((params.evaluate.alpha, 0.0))
-    return judge_novel(_metrics(setting), beta_0, params.evaluate.beta, _boxes(novel_names()), setting)
+    beta_0 = _swept_novel(run).get((params.evaluate.alpha, 0.0))
+    return judge_novel(_metrics(run), beta_0, params.evaluate.beta, _boxes(novel_names()), run.setting)
 
 
-def _published(params: Params, setting: str) -> Rung:
+def _published(params: Params, run: Run) -> Rung:
     images = len(load_instances(layout.val_split("generalized"))["images"])
-    return judge_published(_metrics(setting), setting, _card(params), images)
+    return judge_published(_metrics(run), run.setting, _card(params), images)
 
 
 JUDGES = {  # from the bottom up
@@ -210,9 +220,9 @@ JUDGES = {  # from the bottom up
 }
 
 
-def _untrained(name: str, params: Params, setting: str) -> Rung | None:
+def _untrained(name: str, params: Params, run: Run) -> Rung | None:
     """A skipped rung where the detector's training was too short to expect anything; None where it was not."""
-    record = _record(params, setting)
+    record = _record(params, run)
     if settled(params.model.norm_momentum, record["steps"]):
         return None
     left = 100 * (1 - params.model.norm_momentum) ** record["steps"]
@@ -242,9 +252,9 @@ def _text_embeddings(card: VlmCard) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
-def _record(params: Params, setting: str) -> dict[str, Any]:
+def _record(params: Params, run: Run) -> dict[str, Any]:
     """The training record, if the detector was trained with the present model params."""
-    path, remedy = layout.train_record(setting), f"run `python -m fvlm train --setting {setting}`"
+    path, remedy = layout.train_record(run.name), f"run `python -m fvlm train {run.options}`"
     record = read_json(path, "training record", remedy)
     try:
         was, now = record["params"]["model"], dataclasses.asdict(params.model)
@@ -268,8 +278,8 @@ def _boxes(names: Collection[str]) -> int:
     return sum(a["category_id"] in ids and not a["iscrowd"] for a in split["annotations"])
 
 
-def _metrics(setting: str) -> dict[str, float]:
-    path, remedy = layout.metrics(setting), f"run `python -m fvlm evaluate --setting {setting}`"
+def _metrics(run: Run) -> dict[str, float]:
+    path, remedy = layout.metrics(run.name), f"run `python -m fvlm evaluate {run.options}`"
     metrics = read_json(path, "metrics", remedy)
     needed = {f"{branch}generalized_base_AP50" for branch in ("", "detector_only_", "vlm_only_")}
     needed |= {"generalized_novel_AP50", "generalized_all_AP50"}
@@ -278,9 +288,9 @@ def _metrics(setting: str) -> dict[str, float]:
     return metrics
 
 
-def _swept_novel(setting: str) -> dict[tuple[float, float], float]:
+def _swept_novel(run: Run) -> dict[tuple[float, float], float]:
     """Novel AP50 of the sweep's pairs (alpha, beta) at the headline's temperature and NMS, which come first."""
-    path, remedy = layout.fusion_sweep(setting), f"run `python -m fvlm evaluate --setting {setting}`"
+    path, remedy = layout.fusion_sweep(run.name), f"run `python -m fvlm evaluate {run.options}`"
     table = csv.DictReader(io.StringIO(read_text(path, "fusion sweep", remedy)))
     try:
         rows = [(row["vlm_temperature"], row["nms_iou"], row) for row in table]

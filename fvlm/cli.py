@@ -8,6 +8,7 @@ import os
 import sys
 import types
 from collections.abc import Sequence
+from typing import Any
 
 from . import processes
 from .errors import InputError
@@ -23,6 +24,7 @@ STAGES = {
     "train": "train the detector of one setting",
     "detect": "run the detector of one setting over the validation pictures, once",
     "evaluate": "score one setting under every protocol, from its raw detections",
+    "first_seed": "copy the first seed's run of one setting to the paths without a seed",
     "report": "render tables, plots and the report page, and metrics.json of report.setting",
     "freeze_mode": "one run of the freeze ablation (`snakemake freeze_ablation` runs all and compares them)",
     "freeze_ablation": "table and plot of the freeze ablation's runs",
@@ -40,7 +42,11 @@ SPLIT_FILES = """a split file names its classes, or chooses them by the frequenc
 
 classes of the annotations in neither group are not scored
 """
-PER_SETTING = ("splits", "train", "detect", "evaluate")
+PER_SETTING = ("splits", "train", "detect", "evaluate", "first_seed")
+PER_SEED = ("train", "detect", "evaluate")
+SEED_HELP = (
+    "one of the seeds in params.yaml, with files in runs/<setting>_seed<seed>/ (default: the first, in runs/<setting>/)"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,10 +101,12 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     if arguments.command == "sync":
         print(sync())
         return 0
-    options = {}
+    options: dict[str, Any] = {}
     if "setting" in arguments:
         asked = params.report.setting if arguments.setting is None else arguments.setting
         options["setting"] = _known_setting(asked, params)
+    if "seed" in arguments:
+        options["seed"] = _known_seed(arguments.seed, params)
     if "mode" in arguments:
         if arguments.mode not in FREEZE_MODES:
             raise InputError(f"--mode: expected one of {', '.join(FREEZE_MODES)}, got {arguments.mode!r}")
@@ -141,6 +149,15 @@ def _known_setting(setting: str, params: Params) -> str:
     return setting
 
 
+def _known_seed(seed: str | None, params: Params) -> int | None:
+    """The seed of that name; None for the first one's run at the paths without a seed."""
+    known = {str(each): each for each in params.seeds}
+    if seed is not None and seed not in known:
+        hint = "; add it to seeds in params.yaml" if seed.isdecimal() else ""
+        raise InputError(f"--seed: expected one of {', '.join(known)}, got {seed!r}{hint}")
+    return None if seed is None else known[seed]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("fvlm", description="Open-vocabulary detection with F-VLM, stage by stage.")
     parser.add_argument("--params", default="params.yaml", help="params file (default: params.yaml)")
@@ -149,12 +166,15 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help)
         if name in PER_SETTING:
             command.add_argument("--setting", required=True, help="one of the settings in params.yaml")
+        if name in PER_SEED:
+            command.add_argument("--seed", help=SEED_HELP)
         if name == "freeze_mode":
             command.add_argument("--mode", required=True, help=f"one of {', '.join(FREEZE_MODES)}")
     check = commands.add_parser(
         "check", help="climb the ladder of checks: where a wrong score comes from, step by step"
     )
     check.add_argument("--setting", help="one of the settings in params.yaml (default: report.setting)")
+    check.add_argument("--seed", help=SEED_HELP)
     check.add_argument("--json", metavar="FILE", help="write the outcome there too")
     score = commands.add_parser(
         "score",

@@ -1,6 +1,7 @@
 """Where each stage's files lie, below the working directory. `dvc.yaml` and `workflow/rules/` name the same paths."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from .io import read_json
@@ -63,52 +64,87 @@ def val_split(name: str) -> Path:
     return Path(f"data/splits/val_{name}.json")
 
 
-def model(setting: str) -> Path:
-    return Path(f"runs/{setting}/model.safetensors")
+@dataclass(frozen=True)
+class Run:
+    """One training and what is made from it. Without a seed: that of the first of `seeds`, where people look for it."""
+
+    setting: str
+    seed: int | None
+
+    @property
+    def name(self) -> str:
+        """What its paths are named by: `zsd_seed1`, or `zsd` without a seed."""
+        return self.setting if self.seed is None else f"{self.setting}_seed{self.seed}"
+
+    @property
+    def options(self) -> str:
+        """How a command line names it."""
+        return f"--setting {self.setting}" + ("" if self.seed is None else f" --seed {self.seed}")
 
 
-def losses(setting: str) -> Path:
-    return Path(f"runs/{setting}/losses.csv")
+def model(run: str) -> Path:
+    return Path(f"runs/{run}/model.safetensors")
 
 
-def train_record(setting: str) -> Path:
-    return Path(f"runs/{setting}/train.json")
+def losses(run: str) -> Path:
+    return Path(f"runs/{run}/losses.csv")
 
 
-def raw_detections(setting: str) -> Path:
-    return Path(f"runs/{setting}/raw_detections.safetensors")
+def train_record(run: str) -> Path:
+    return Path(f"runs/{run}/train.json")
 
 
-def metrics(setting: str) -> Path:
-    return Path(f"metrics/{setting}.json")
+def raw_detections(run: str) -> Path:
+    return Path(f"runs/{run}/raw_detections.safetensors")
 
 
-def per_class(setting: str) -> Path:
-    return Path(f"runs/{setting}/per_class.csv")
+def metrics(run: str) -> Path:
+    return Path(f"metrics/{run}.json")
 
 
-def fusion_sweep(setting: str) -> Path:
-    return Path(f"runs/{setting}/fusion_sweep.csv")
+def per_class(run: str) -> Path:
+    return Path(f"runs/{run}/per_class.csv")
 
 
-def protocol_variants(setting: str) -> Path:
-    return Path(f"runs/{setting}/protocol_variants.csv")
+def fusion_sweep(run: str) -> Path:
+    return Path(f"runs/{run}/fusion_sweep.csv")
 
 
-def precision_recall(setting: str) -> Path:
-    return Path(f"runs/{setting}/precision_recall.csv")
+def protocol_variants(run: str) -> Path:
+    return Path(f"runs/{run}/protocol_variants.csv")
 
 
-def errors(setting: str) -> Path:
-    return Path(f"runs/{setting}/errors.csv")
+def precision_recall(run: str) -> Path:
+    return Path(f"runs/{run}/precision_recall.csv")
 
 
-def detections(setting: str) -> Path:
-    return Path(f"runs/{setting}/detections.json")
+def errors(run: str) -> Path:
+    return Path(f"runs/{run}/errors.csv")
 
 
-def detector_only_detections(setting: str) -> Path:
-    return Path(f"runs/{setting}/detections_detector_only.json")
+def detections(run: str) -> Path:
+    return Path(f"runs/{run}/detections.json")
+
+
+def detector_only_detections(run: str) -> Path:
+    return Path(f"runs/{run}/detections_detector_only.json")
+
+
+# What the stages of a run write, each file a function of the run's name.
+RUN_FILES = {
+    "train": (model, losses, train_record),
+    "detect": (raw_detections,),
+    "evaluate": (
+        metrics,
+        per_class,
+        precision_recall,
+        errors,
+        fusion_sweep,
+        protocol_variants,
+        detections,
+        detector_only_detections,
+    ),
+}
 
 
 def freeze_mode(mode: str) -> Path:

@@ -43,6 +43,9 @@ def spec(
     return field(metadata={"help": help, **{k: v for k, v in bounds.items() if v is not None}}, **default)
 
 
+NOT_IN_THE_FILE = {"in_the_file": False}  # a field's metadata: no key of params.yaml
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compute:
     """Where, in which precision, with how many threads and processes the stages compute: sums depend on all of it."""
@@ -214,7 +217,7 @@ class Train:
         min=0,
     )
     checkpoint_every: int = spec("steps between checkpoints", min=1)
-    seed: int = spec("seed of initialisation, order, augmentation and sampling", min=0)
+    seed: int = field(default=0, metadata=NOT_IN_THE_FILE)  # the one of `seeds` that is trained: `of_seed` sets it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +293,11 @@ class Params:
     """All of params.yaml."""
 
     settings: tuple[Setting, ...] = spec("training settings that are run and compared")
+    seeds: tuple[int, ...] = spec(
+        "every setting is trained with each: initialisation, order, augmentation and sampling of the detector's "
+        "training, not the VLM and not the pictures; the first one's run is also at the paths without a seed",
+        min=0,
+    )
     compute: Compute = spec("device, precision, threads and processes")
     data: Data = spec("pictures and annotations")
     vlm: Vlm = spec("the vision-language model")
@@ -315,7 +323,12 @@ def load_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
         problems.extend(_cross_checks(params))
     if problems:
         raise InputError("\n".join(f"{path}: {problem}" for problem in problems))
-    return typing.cast(Params, params)
+    return of_seed(typing.cast(Params, params), params.seeds[0])
+
+
+def of_seed(params: Params, seed: int) -> Params:
+    """`params` for the training with `seed`."""
+    return dataclasses.replace(params, train=dataclasses.replace(params.train, seed=seed))
 
 
 def read_tree(
@@ -362,7 +375,7 @@ def _build(kind: type, tree: Any, where: str, problems: list[str]) -> Any:
         return None
     before = len(problems)
     hints = get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    fields = {f.name: f for f in _keys(kind)}
     prefix = f"{where}." if where else ""
     for key in tree:
         if key not in fields:
@@ -377,6 +390,11 @@ def _build(kind: type, tree: Any, where: str, problems: list[str]) -> Any:
                 f"{prefix}{name}: missing; expected {_allowed(hints[name], f.metadata)} ({f.metadata['help']})"
             )
     return kind(**values) if len(problems) == before else None
+
+
+def _keys(kind: Any) -> list[dataclasses.Field[Any]]:
+    """The fields of a dataclass that are keys of params.yaml."""
+    return [f for f in dataclasses.fields(kind) if f.metadata.get("in_the_file", True)]
 
 
 def _convert(kind: Any, value: Any, where: str, bounds: Any, problems: list[str]) -> Any:
@@ -442,7 +460,7 @@ def _allowed(kind: Any, bounds: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind)) if len(get_args(kind)) > 1 else repr(get_args(kind)[0])
     if dataclasses.is_dataclass(kind):
-        return "a section with the keys " + ", ".join(f.name for f in dataclasses.fields(kind))
+        return "a section with the keys " + ", ".join(f.name for f in _keys(kind))
     words = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}[kind]
     if kind in (int, float):
         low = f">= {bounds['min']}" if "min" in bounds else f"> {bounds['above']}" if "above" in bounds else ""
@@ -465,6 +483,8 @@ def _cross_checks(params: Params) -> Iterator[str]:
     """What one field cannot tell alone."""
     if len(set(params.settings)) != len(params.settings):
         yield f"settings: each setting once, got {list(params.settings)}"
+    if len(set(params.seeds)) != len(params.seeds):
+        yield f"seeds: each seed once, got {list(params.seeds)}"
     if params.report.setting not in params.settings:
         yield f"report.setting: expected one of settings ({', '.join(params.settings)}), got {params.report.setting!r}"
     if params.data.dataset == "emoji" and params.data.emoji is None:
@@ -555,7 +575,7 @@ def schema() -> dict[str, Any]:
 def _schema_of(kind: Any, bounds: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
-        fields = dataclasses.fields(kind)
+        fields = _keys(kind)
         return {
             "type": "object",
             "additionalProperties": False,

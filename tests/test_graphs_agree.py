@@ -65,7 +65,7 @@ def snakemake_graph(folder: Path) -> Graph:
             dag.printd3dag()  # builds the graph, runs nothing
         for job in workflow._workflow.dag.jobs:
             if job.rule.name != "all":
-                graph["@".join([job.rule.name, *job.wildcards_dict.values()])] = {
+                graph["@".join([job.rule.name, "-".join(job.wildcards_dict.values())]).rstrip("@")] = {
                     "command": re.sub(r"\s*(2>&1 \| tee|>) logs/\S+( 2>&1)?$", "", job.shellcmd.strip()),
                     "deps": sorted(map(str, job.input)),
                     "outs": sorted(map(str, job.output)),

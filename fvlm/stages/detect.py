@@ -22,10 +22,11 @@ from ..tensors import load_tensors, sha256_of_tensors
 from ..vlm.clip import VlmCard, build_clip
 
 
-def run(params: Params, setting: str) -> None:
-    """Write runs/<setting>/raw_detections.safetensors."""
+def run(params: Params, setting: str, seed: int | None = None) -> None:
+    """Write raw_detections.safetensors in runs/<setting>_seed<seed>/, or in runs/<setting>/ without a seed."""
+    this = layout.Run(setting, seed)
     detect_all(
-        params, layout.model(setting), f"python -m fvlm train --setting {setting}", layout.raw_detections(setting)
+        params, layout.model(this.name), f"python -m fvlm train {this.options}", layout.raw_detections(this.name)
     )
 
 

@@ -15,8 +15,10 @@ from ..io import write_csv, write_json
 from ..params import Params
 
 
-def run(params: Params, setting: str) -> None:
-    """Write metrics/<setting>.json, and five tables and two COCO results files in runs/<setting>/.
+def run(params: Params, setting: str, seed: int | None = None) -> None:
+    """Write metrics/<run>.json, and five tables and two COCO results files in runs/<run>/.
+
+    <run> is <setting>_seed<seed>, or <setting> without a seed.
 
     The tables: per_class.csv, precision_recall.csv, errors.csv, fusion_sweep.csv, protocol_variants.csv. Everything is
     computed before anything is written, in `evaluate.processes` processes of one CPU thread each, whatever `compute`
@@ -26,27 +28,28 @@ def run(params: Params, setting: str) -> None:
         InputError: raw detections or splits are missing, unsound, or do not belong together.
     """
     set_up_cpu(1)
-    raw = RawDetections.load(layout.raw_detections(setting))
+    run_name = layout.Run(setting, seed).name
+    raw = RawDetections.load(layout.raw_detections(run_name))
     splits = {name: load_instances(layout.val_split(name)) for name in layout.VAL_SPLITS}
-    print(f"evaluate {setting}: {len(raw.image_ids)} images, {len(raw.boxes)} regions", flush=True)
-    scores = score(raw, splits, params.evaluate, f"evaluate {setting}: protocols")
-    swept = sweep.sweep_fusion(raw, splits, params.evaluate, f"evaluate {setting}: sweep")
-    varied = variants.score_variants(raw, splits, params.evaluate, f"evaluate {setting}: variants")
+    print(f"evaluate {run_name}: {len(raw.image_ids)} images, {len(raw.boxes)} regions", flush=True)
+    scores = score(raw, splits, params.evaluate, f"evaluate {run_name}: protocols")
+    swept = sweep.sweep_fusion(raw, splits, params.evaluate, f"evaluate {run_name}: sweep")
+    varied = variants.score_variants(raw, splits, params.evaluate, f"evaluate {run_name}: variants")
 
     results = {"fused": coco_results(scores.detections), "detector only": coco_results(scores.detector_only)}
     found = {words: match(of_scores, splits["generalized"]) for words, of_scores in results.items()}
     curves = list(precision_recall(found["fused"], novel_names()))
     causes = [row for words, matches in found.items() for row in errors(matches, novel_names(), words)]
 
-    write_csv(layout.per_class(setting), scores.per_class, PER_CLASS_COLUMNS)
-    write_csv(layout.precision_recall(setting), curves, CURVE_COLUMNS)
-    write_csv(layout.errors(setting), causes, ERROR_COLUMNS)
-    write_csv(layout.fusion_sweep(setting), swept, sweep.COLUMNS)
-    write_csv(layout.protocol_variants(setting), varied, variants.COLUMNS)
-    write_json(layout.detections(setting), results["fused"], compact=True)
-    write_json(layout.detector_only_detections(setting), results["detector only"], compact=True)
-    write_json(layout.metrics(setting), scores.metrics)
+    write_csv(layout.per_class(run_name), scores.per_class, PER_CLASS_COLUMNS)
+    write_csv(layout.precision_recall(run_name), curves, CURVE_COLUMNS)
+    write_csv(layout.errors(run_name), causes, ERROR_COLUMNS)
+    write_csv(layout.fusion_sweep(run_name), swept, sweep.COLUMNS)
+    write_csv(layout.protocol_variants(run_name), varied, variants.COLUMNS)
+    write_json(layout.detections(run_name), results["fused"], compact=True)
+    write_json(layout.detector_only_detections(run_name), results["detector only"], compact=True)
+    write_json(layout.metrics(run_name), scores.metrics)
     shown = ", ".join(
         f"{group} {scores.metrics[f'generalized_{group}_AP50']:.1f}" for group in ("novel", "base", "all")
     )
-    print(f"evaluate {setting}: generalized AP50 {shown}", flush=True)
+    print(f"evaluate {run_name}: generalized AP50 {shown}", flush=True)

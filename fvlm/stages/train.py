@@ -22,7 +22,7 @@ from ..data.dataset import TrainingPictures, check_pictures_exist
 from ..detector.detector import arrange, build_detector
 from ..errors import InputError
 from ..io import read_json, sha256_of_file, write_csv, write_json
-from ..params import Params
+from ..params import Params, of_seed
 from ..tensors import load_tensors, save_tensors, sha256_of_tensors
 from ..training.loop import COLUMNS, train
 from ..training.parallel import World
@@ -39,15 +39,21 @@ class Outputs:
     record: Path
 
 
-def run(params: Params, setting: str) -> None:
-    """Write runs/<setting>/model.safetensors, losses.csv and train.json."""
+def run(params: Params, setting: str, seed: int | None = None) -> None:
+    """Write model.safetensors, losses.csv and train.json in runs/<setting>_seed<seed>/.
+
+    Without a seed it is the first of `params.seeds`, in runs/<setting>/.
+    """
+    name = layout.Run(setting, seed).name
     train_detector(
-        params, setting, Outputs(layout.model(setting), layout.losses(setting), layout.train_record(setting))
+        of_seed(params, params.seeds[0] if seed is None else seed),
+        setting,
+        Outputs(layout.model(name), layout.losses(name), layout.train_record(name)),
     )
 
 
 def train_detector(params: Params, setting: str, outputs: Outputs) -> World:
-    """Train the detector of `setting` from the pipeline's files, and write `outputs`.
+    """Train the detector of `setting` with `params.train.seed` from the pipeline's files, and write `outputs`.
 
     Called by several processes, they train it together, and rank 0 writes.
 
@@ -132,6 +138,7 @@ def train_detector(params: Params, setting: str, outputs: Outputs) -> World:
         outputs.record,
         {
             "setting": setting,
+            "seed": params.train.seed,
             "freeze": params.model.freeze,
             "steps": params.train.steps,
             "seconds": round(seconds, 3),  # of steps that count; work lost with a killed process is not in it

@@ -38,6 +38,7 @@ rule freeze_mode:
         gpu=TRAIN_GPUS,
     params:
         sections=sections("compute", "model", "train", "detect", "evaluate"),
+        seed=SEEDS[0],
     shell:
         "python -m fvlm freeze_mode --mode {wildcards.mode} 2>&1 | tee {log}"
 

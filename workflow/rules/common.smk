@@ -29,6 +29,21 @@ validate(config, "../../fvlm/params.schema.json", set_default=False)
 os.environ.update(PATH=os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", os.defpath))
 
 SETTINGS = config["settings"]
+SEEDS = config["seeds"]
+# what lies in runs/<setting>_seed<seed>/, and in runs/<setting>/ for the first seed
+RUN_FILES = [
+    "model.safetensors",
+    "train.json",
+    "losses.csv",
+    "raw_detections.safetensors",
+    "per_class.csv",
+    "fusion_sweep.csv",
+    "protocol_variants.csv",
+    "detections.json",
+    "detections_detector_only.json",
+]
+TABLES_OF_RUN = [file for file in RUN_FILES if not file.endswith(".safetensors")]
+RUNS = SETTINGS + expand("{setting}_seed{seed}", setting=SETTINGS, seed=SEEDS)
 THREADS = config["compute"]["threads"]
 PRETRAIN_THREADS = (config["vlm"].get("pretrain") or config["compute"])["threads"]
 GPUS = 1 if config["compute"]["device"] == "cuda" else 0
@@ -45,6 +60,7 @@ MANIFEST = f"data/{config['data']['dataset']}/manifest.json"
 
 wildcard_constraints:
     setting="|".join(SETTINGS),
+    seed="|".join(map(str, SEEDS)),
     mode="all|norm_eval|none",
 
 

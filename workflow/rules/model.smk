@@ -98,18 +98,18 @@ rule train:
             "fvlm/vlm/pooling.py",
         ],
     output:
-        "runs/{setting}/model.safetensors",
-        "runs/{setting}/train.json",
+        "runs/{setting}_seed{seed}/model.safetensors",
+        "runs/{setting}_seed{seed}/train.json",
         report(
-            "runs/{setting}/losses.csv",
+            "runs/{setting}_seed{seed}/losses.csv",
             caption="../report/losses_csv.rst",
             category="Training",
-            labels={"setting": "{setting}", "shows": "losses of every step (CSV)"},
+            labels={"setting": "{setting}", "seed": "{seed}", "shows": "losses of every step (CSV)"},
         ),
     log:
-        "logs/train/{setting}.log",
+        "logs/train/{setting}_seed{seed}.log",
     benchmark:
-        "logs/benchmarks/train/{setting}.tsv"
+        "logs/benchmarks/train/{setting}_seed{seed}.tsv"
     conda:
         "../envs/fvlm.yaml"
     threads: TRAIN_THREADS
@@ -118,13 +118,13 @@ rule train:
     params:
         sections=sections("compute", "model", "train"),
     shell:
-        "python -m fvlm train --setting {wildcards.setting} 2>&1 | tee {log}"
+        "python -m fvlm train --setting {wildcards.setting} --seed {wildcards.seed} 2>&1 | tee {log}"
 
 
 rule detect:
     input:
         MANIFEST,
-        "runs/{setting}/model.safetensors",
+        "runs/{setting}_seed{seed}/model.safetensors",
         "data/text_embeddings.safetensors",
         "data/splits/val_all.json",
         code=[
@@ -148,11 +148,11 @@ rule detect:
             "fvlm/vlm/pooling.py",
         ],
     output:
-        "runs/{setting}/raw_detections.safetensors",
+        "runs/{setting}_seed{seed}/raw_detections.safetensors",
     log:
-        "logs/detect/{setting}.log",
+        "logs/detect/{setting}_seed{seed}.log",
     benchmark:
-        "logs/benchmarks/detect/{setting}.tsv"
+        "logs/benchmarks/detect/{setting}_seed{seed}.tsv"
     conda:
         "../envs/fvlm.yaml"
     threads: THREADS
@@ -161,12 +161,12 @@ rule detect:
     params:
         sections=sections("compute", "detect"),
     shell:
-        "python -m fvlm detect --setting {wildcards.setting} > {log} 2>&1"
+        "python -m fvlm detect --setting {wildcards.setting} --seed {wildcards.seed} > {log} 2>&1"
 
 
 rule evaluate:
     input:
-        "runs/{setting}/raw_detections.safetensors",
+        "runs/{setting}_seed{seed}/raw_detections.safetensors",
         "data/splits/val_base.json",
         "data/splits/val_novel.json",
         "data/splits/val_generalized.json",
@@ -193,47 +193,66 @@ rule evaluate:
             "fvlm/evaluation/variants.py",
         ],
     output:
-        "metrics/{setting}.json",
-        "runs/{setting}/detections.json",
-        "runs/{setting}/detections_detector_only.json",
+        "metrics/{setting}_seed{seed}.json",
+        "runs/{setting}_seed{seed}/detections.json",
+        "runs/{setting}_seed{seed}/detections_detector_only.json",
         report(
-            "runs/{setting}/per_class.csv",
+            "runs/{setting}_seed{seed}/per_class.csv",
             caption="../report/per_class_csv.rst",
             category="Scores",
-            labels={"setting": "{setting}", "shows": "AP by class (CSV)"},
+            labels={"setting": "{setting}", "seed": "{seed}", "shows": "AP by class (CSV)"},
         ),
         report(
-            "runs/{setting}/precision_recall.csv",
+            "runs/{setting}_seed{seed}/precision_recall.csv",
             caption="../report/precision_recall_csv.rst",
             category="Scores",
-            labels={"setting": "{setting}", "shows": "precision and recall (CSV)"},
+            labels={"setting": "{setting}", "seed": "{seed}", "shows": "precision and recall (CSV)"},
         ),
         report(
-            "runs/{setting}/errors.csv",
+            "runs/{setting}_seed{seed}/errors.csv",
             caption="../report/errors_csv.rst",
             category="Scores",
-            labels={"setting": "{setting}", "shows": "errors by kind (CSV)"},
+            labels={"setting": "{setting}", "seed": "{seed}", "shows": "errors by kind (CSV)"},
         ),
         report(
-            "runs/{setting}/fusion_sweep.csv",
+            "runs/{setting}_seed{seed}/fusion_sweep.csv",
             caption="../report/fusion_sweep_csv.rst",
             category="Scores",
-            labels={"setting": "{setting}", "shows": "fusion, temperature and NMS tried (CSV)"},
+            labels={"setting": "{setting}", "seed": "{seed}", "shows": "fusion, temperature and NMS tried (CSV)"},
         ),
         report(
-            "runs/{setting}/protocol_variants.csv",
+            "runs/{setting}_seed{seed}/protocol_variants.csv",
             caption="../report/protocol_variants_csv.rst",
             category="Scores",
-            labels={"setting": "{setting}", "shows": "other people's protocols (CSV)"},
+            labels={"setting": "{setting}", "seed": "{seed}", "shows": "other people's protocols (CSV)"},
         ),
     log:
-        "logs/evaluate/{setting}.log",
+        "logs/evaluate/{setting}_seed{seed}.log",
     benchmark:
-        "logs/benchmarks/evaluate/{setting}.tsv"
+        "logs/benchmarks/evaluate/{setting}_seed{seed}.tsv"
     conda:
         "../envs/fvlm.yaml"
     threads: EVALUATE_PROCESSES
     params:
         sections=sections("evaluate"),
     shell:
-        "python -m fvlm evaluate --setting {wildcards.setting} > {log} 2>&1"
+        "python -m fvlm evaluate --setting {wildcards.setting} --seed {wildcards.seed} > {log} 2>&1"
+
+
+rule first_seed:
+    input:
+        expand("runs/{{setting}}_seed{seed}/{file}", seed=SEEDS[0], file=RUN_FILES),
+        f"metrics/{{setting}}_seed{SEEDS[0]}.json",
+        code="fvlm/stages/first_seed.py",
+    output:
+        expand("runs/{{setting}}/{file}", file=RUN_FILES),
+        "metrics/{setting}.json",
+    log:
+        "logs/first_seed/{setting}.log",
+    localrule: True
+    conda:
+        "../envs/fvlm.yaml"
+    params:
+        sections=sections(),
+    shell:
+        "python -m fvlm first_seed --setting {wildcards.setting} > {log} 2>&1"

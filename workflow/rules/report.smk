@@ -4,22 +4,8 @@ rule report:
         "models/vlm.json",
         "data/splits/counts.csv",
         "data/splits/val_generalized.json",
-        expand("metrics/{setting}.json", setting=SETTINGS),
-        expand(
-            "runs/{setting}/{file}",
-            setting=SETTINGS,
-            file=[
-                "train.json",
-                "losses.csv",
-                "per_class.csv",
-                "precision_recall.csv",
-                "errors.csv",
-                "fusion_sweep.csv",
-                "protocol_variants.csv",
-                "detections.json",
-                "detections_detector_only.json",
-            ],
-        ),
+        expand("metrics/{run}.json", run=RUNS),
+        expand("runs/{run}/{file}", run=RUNS, file=TABLES_OF_RUN),
         code=[
             "fvlm/stages/report.py",
             "fvlm/data/coco.py",
@@ -111,6 +97,6 @@ rule report:
     conda:
         "../envs/fvlm.yaml"
     params:
-        sections=sections("settings", "evaluate", "report"),
+        sections=sections("settings", "seeds", "evaluate", "report"),
     shell:
         "python -m fvlm report > {log} 2>&1"
