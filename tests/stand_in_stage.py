@@ -14,15 +14,23 @@ from fvlm.io import sha256_of_file, sha256_of_json, write_json
 from fvlm.params import Params, read_tree
 
 
-def run(params: Params, setting: str = "") -> None:
+def run(params: Params, setting: str = "", seed: int | None = None) -> None:
     name = Path(__file__).stem
+    of = "-".join(str(part) for part in (setting, seed) if part not in ("", None))
     with open(os.environ["RAN"], "a") as ran:
-        ran.write(f"{name}@{setting}\n" if setting else f"{name}\n")
+        ran.write(f"{name}@{of}\n" if of else f"{name}\n")
     stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][name]
 
     def path(entry: Any) -> str:
         text = entry if isinstance(entry, str) else next(iter(entry))
-        return text.replace("${item.setting}", setting).replace("${data.dataset}", params.data.dataset)
+        for key, value in {
+            "item.setting": setting,
+            "item.seed": seed,
+            "seeds[0]": params.seeds[0],
+            "data.dataset": params.data.dataset,
+        }.items():
+            text = text.replace(f"${{{key}}}", str(value))
+        return text
 
     files = [Path(path(dep)) for dep in stage["deps"]]
     files = sorted(f for file in files for f in (file.rglob("*.json") if file.is_dir() else [file]))
@@ -30,4 +38,4 @@ def run(params: Params, setting: str = "") -> None:
     made_from = sha256_of_json([sections, [sha256_of_file(file) for file in files]])
     for kind in ("outs", "metrics", "plots"):
         for out in stage.get(kind, []):
-            write_json(path(out), {"a_number": int(made_from[:4], 16), "of_" + (setting or name): 1})
+            write_json(path(out), {"a_number": int(made_from[:4], 16), "of_" + (of or name): 1})

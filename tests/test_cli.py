@@ -39,7 +39,7 @@ def failing_with(error: BaseException):
 
 def test_a_stage_gets_the_params_and_its_setting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[tuple[Params, str]] = []
-    stage_that(monkeypatch, "train", lambda params, setting: got.append((params, setting)))
+    stage_that(monkeypatch, "train", lambda params, setting, seed: got.append((params, setting)))
     assert cli.main(["train", "--setting", "ovod"]) == 0
     ((params, setting),) = got
     assert setting == "ovod"
@@ -77,6 +77,41 @@ def test_an_unknown_setting_is_told_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --setting: ")
     assert all(word in line for word in words)
+
+
+def with_seeds(folder: Path, *seeds: int) -> None:
+    (folder / "params.yaml").write_text(yaml.safe_dump({**read_tree("params.yaml"), "seeds": list(seeds)}))
+
+
+@pytest.mark.parametrize("stage", ["train", "detect", "evaluate"])
+def test_a_stage_of_a_run_gets_the_seed_that_is_asked_for_or_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    got: list[int | None] = []
+    stage_that(monkeypatch, stage, lambda params, setting, seed: got.append(seed))
+    with_seeds(folder, 5, 0)
+    assert cli.main([stage, "--setting", "zsd", "--seed", "0"]) == 0
+    assert cli.main([stage, "--setting", "zsd", "--seed", "5"]) == 0
+    assert cli.main([stage, "--setting", "zsd"]) == 0
+    assert got == [0, 5, None]
+
+
+@pytest.mark.parametrize(
+    ("seed", "line"),
+    [
+        ("2", "error: --seed: expected one of 5, 0, got '2'; add it to seeds in params.yaml"),
+        ("-1", "error: --seed: expected one of 5, 0, got '-1'"),
+        ("05", "error: --seed: expected one of 5, 0, got '05'"),
+        ("one", "error: --seed: expected one of 5, 0, got 'one'"),
+        ("", "error: --seed: expected one of 5, 0, got ''"),
+    ],
+)
+def test_an_unknown_seed_is_told_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], seed: str, line: str
+) -> None:
+    with_seeds(folder, 5, 0)
+    assert cli.main(["train", "--setting", "zsd", "--seed", seed]) == 2
+    assert capsys.readouterr().err == line + "\n"
 
 
 def test_bad_input_found_by_a_stage_is_one_line(
@@ -134,7 +169,10 @@ def test_a_folder_without_params_is_told_with_the_remedy(
     assert "copy one of recipes/*.yaml to params.yaml" in line
 
 
-@pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["report", "--setting", "zsd"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["trian"], ["train"], ["report", "--setting", "zsd"], ["splits", "--setting", "zsd", "--seed", "0"]],
+)
 def test_wrong_arguments_end_with_2(folder: Path, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)

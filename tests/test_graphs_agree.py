@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fvlm.cli import PER_SETTING, STAGES
+from fvlm.cli import PER_SEED, PER_SETTING, STAGES
 from fvlm.params import read_tree
 
 pytest.importorskip("snakemake", reason="Snakemake 9.27 does not exist for Python 3.10")
@@ -105,20 +105,42 @@ def expanded(deps: list[str], outs: set[str]) -> list[str]:
     return sorted(files)
 
 
-@pytest.fixture(scope="module", params=RECIPES, ids=lambda path: path.stem)
+SEVERAL_SEEDS = "emoji, seeds 2, 0, 10"
+
+
+@pytest.fixture(scope="module", params=[*RECIPES, SEVERAL_SEEDS], ids=lambda recipe: getattr(recipe, "stem", recipe))
 def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Graph, Graph]:
+    several = request.param == SEVERAL_SEEDS
+    tree = read_tree(ROOT / "recipes" / "emoji.yaml" if several else request.param)
+    if several:
+        tree.update(settings=["zsd", "ovod"], seeds=[2, 0, 10])
     folders = [tmp_path_factory.mktemp(engine) for engine in ("snakemake", "dvc")]
     for folder in folders:
-        shutil.copy(request.param, folder / "params.yaml")
+        (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     return snakemake_graph(folders[0]), dvc_graph(folders[1])
 
 
-def test_both_engines_have_the_command_lines_stages_in_every_setting_of_the_recipe(graphs: tuple[Graph, Graph]) -> None:
+def test_both_engines_have_the_command_lines_stages_in_every_setting_and_seed(graphs: tuple[Graph, Graph]) -> None:
     snakemake, dvc = graphs
-    settings = dvc["report"]["params"]["settings"]
-    expected = {f"{stage}@{setting}" for stage in PER_SETTING for setting in settings} | set(IN_ALL) - set(PER_SETTING)
+    params = dvc["report"]["params"]
+    expected = set(IN_ALL) - set(PER_SETTING)
+    for setting in params["settings"]:
+        expected |= {f"{stage}@{setting}" for stage in PER_SETTING if stage not in PER_SEED}
+        expected |= {f"{stage}@{setting}-{seed}" for stage in PER_SEED for seed in params["seeds"]}
     assert set(snakemake) == expected
     assert set(dvc) == expected
+
+
+def test_a_run_depends_on_no_other_seed_and_the_paths_without_one_on_the_first(graphs: tuple[Graph, Graph]) -> None:
+    for graph in graphs:
+        seeds = graph["report"]["params"]["seeds"]
+        for name, stage in graph.items():
+            of = {int(seed) for path in stage["deps"] for seed in re.findall(r"_seed(\d+)[/.]", path)}
+            if name.partition("@")[0] in PER_SEED:
+                assert of <= {int(name.rpartition("-")[2])}
+                assert "seeds" not in stage["params"], "or a seed that is added would train the others again"
+            elif name.startswith("first_seed"):
+                assert of == {seeds[0]}
 
 
 @pytest.mark.parametrize("field", ["command", "outs", "params"])

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from fvlm.errors import InputError
-from fvlm.params import Params, load_params, read_tree, schema
+from fvlm.params import Params, load_params, of_seed, read_tree, schema
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -106,6 +106,13 @@ def test_params_are_frozen_and_hold_what_the_file_says() -> None:
         params.train.steps = 1  # type: ignore[misc]
 
 
+def test_the_first_seed_is_trained_unless_another_is_asked_for(tmp_path: Path, emoji: Tree) -> None:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed(emoji, seeds=[7, 3])))
+    params = load_params(tmp_path / "params.yaml")
+    assert params.train.seed == 7
+    assert of_seed(params, 3) == dataclasses.replace(params, train=dataclasses.replace(params.train, seed=3))
+
+
 def test_everything_wrong_is_named_at_once_on_lines_of_their_own(tmp_path: Path, emoji: Tree) -> None:
     tree = changed(
         emoji, train__lrr=0.1, train__steps="many", evaluate__alpha=2, model__freeze="most", data__emoji__seed=-1
@@ -122,7 +129,7 @@ def test_everything_wrong_is_named_at_once_on_lines_of_their_own(tmp_path: Path,
     ("leaves", "finding"),
     [
         ({"train__learningrate": 1}, "train.learningrate: unknown key; did you mean learning_rate? allowed here: "),
-        ({"trian": {}}, "trian: unknown key; did you mean train? allowed here: settings, compute, "),
+        ({"trian": {}}, "trian: unknown key; did you mean train? allowed here: settings, seeds, compute, "),
         ({"train__steps": "many"}, "train.steps: expected a whole number >= 1, got 'many'"),
         ({"train__steps": 1.5}, "train.steps: expected a whole number >= 1, got 1.5"),
         ({"train__steps": True}, "train.steps: expected a whole number >= 1, got True"),
@@ -137,6 +144,11 @@ def test_everything_wrong_is_named_at_once_on_lines_of_their_own(tmp_path: Path,
         ({"model__freeze": "most"}, "model.freeze: expected one of all, norm_eval, none, got 'most'"),
         ({"settings": ["zsd", "osr"]}, "settings[1]: expected one of zsd, ovod, zsd_strict, got 'osr'"),
         ({"settings": []}, "settings: expected a list, not empty, of one of zsd, ovod, zsd_strict, got []"),
+        ({"seeds": []}, "seeds: expected a list, not empty, of a whole number >= 0, got []"),
+        ({"seeds": 0}, "seeds: expected a list, not empty, of a whole number >= 0, got 0"),
+        ({"seeds": [0, -1]}, "seeds[1]: expected a whole number >= 0, got -1"),
+        ({"seeds": [0.5]}, "seeds[0]: expected a whole number >= 0, got 0.5"),
+        ({"train__seed": 0}, "train.seed: unknown key; "),
         ({"train__scale_jitter": [1]}, "train.scale_jitter: expected a list of 2 of a number > 0 and <= 4, got [1]"),
         ({"train": [1]}, "train: expected a section with keys, got [1]"),
         ({"detect": {"workers": 0}}, "detect.batch_size: missing; expected a whole number >= 1 (images in a step)"),
@@ -152,6 +164,7 @@ def test_a_wrong_value_is_told_with_what_is_allowed(tmp_path: Path, emoji: Tree,
     ("leaves", "key"),
     [
         ({"settings": ["zsd", "zsd"]}, "settings"),
+        ({"seeds": [0, 1, 0]}, "seeds"),
         ({"settings": ["ovod"]}, "report.setting"),
         ({"data__emoji": None}, "data.emoji"),
         ({"data__dataset": "coco_folder"}, "data.root"),

@@ -131,6 +131,31 @@ def test_report_setting_chooses_the_headline_and_zero_pictures_still_make_a_shee
     assert "report.pictures is 0" in (here / "reports/index.html").read_text()
 
 
+def test_several_seeds_make_means_and_the_first_one_keeps_its_numbers(here):
+    params = params_of(settings=("zsd",), seeds=(4, 0, 2), pictures=0)
+    write_inputs(params, images=3, steps=5)
+    report.run(params)
+    headline = json.loads((here / "metrics.json").read_text())
+    first = json.loads((here / "metrics/zsd.json").read_text())
+    assert first.items() <= headline.items()
+    assert [headline[f"generalized_novel_AP50{part}"] for part in ("", "_mean", "_std")] == [68.8, 70.8, 2.0]
+    assert headline["seeds"] == 3
+    page = (here / "reports/index.html").read_text()
+    assert '<dd class="number">70.8 ± 2.0</dd>' in page
+    assert "metrics/zsd_seed2.json" in page, "the page names what it was made from"
+    assert "70.8 ± 2.0" in (here / "reports/comparison.md").read_text()
+
+
+def test_a_seed_that_is_not_evaluated_yet_is_named_with_its_command(here):
+    params = params_of(settings=("zsd",), seeds=(0, 1), pictures=0)
+    write_inputs(params, images=2, steps=3)
+    layout.metrics("zsd_seed1").unlink()
+    with pytest.raises(InputError) as error:
+        report.run(params)
+    expected = "metrics/zsd_seed1.json: not found; run `python -m fvlm evaluate --setting zsd --seed 1`"
+    assert str(error.value) == expected
+
+
 def test_every_missing_file_is_named_with_the_stage_that_makes_it(here):
     with pytest.raises(InputError) as error:
         report.run(params_of())

@@ -74,9 +74,16 @@ def test_equal_params_give_equal_model_files_and_the_checkpoint_is_removed(world
     run(world, "zsd")
     assert model_bytes() == first
     assert list(layout.CHECKPOINTS.iterdir()) == []
-    other = dataclasses.replace(world, train=dataclasses.replace(world.train, seed=1))
-    run(other, "zsd")
-    assert model_bytes() != first
+
+
+def test_a_seed_has_a_run_of_its_own_and_the_first_ones_is_that_without_a_seed(world):
+    for seed in (0, 1, None):
+        run(world, "zsd", seed)
+    assert model_bytes("zsd_seed0") == model_bytes() != model_bytes("zsd_seed1")
+    for name, seed in (("zsd", 0), ("zsd_seed0", 0), ("zsd_seed1", 1)):
+        record = json.loads(layout.train_record(name).read_text())
+        assert (record["seed"], record["params"]["train"]["seed"]) == (seed, seed)
+        assert layout.losses(name).is_file()
 
 
 def test_a_run_that_is_killed_with_signal_9_and_started_again_ends_with_the_same_bytes(world):

@@ -55,6 +55,34 @@ def test_the_markdown_pipes_stand_below_each_other_and_ovod_is_marked(comparison
     assert "ovod is an upper bound, not an open-vocabulary result" in text
 
 
+SEVERAL = tables.over_seeds([{key: value + by for key, value in NUMBERS.items()} for by in (0.0, 1.0, 3.5)])
+
+
+def test_several_seeds_have_their_mean_and_sample_deviation_and_one_has_neither():
+    assert SEVERAL["generalized_novel_AP50"] == NUMBERS["generalized_novel_AP50"], "the first seed's"
+    assert SEVERAL["generalized_novel_AP50_mean"] == NUMBERS["generalized_novel_AP50"] + 1.5
+    assert SEVERAL["generalized_novel_AP50_std"] == pytest.approx(((1.5**2 + 0.5**2 + 2**2) / (3 - 1)) ** 0.5, abs=1e-6)
+    assert SEVERAL["seeds"] == 3
+    assert len(SEVERAL) == 3 * len(NUMBERS) + 1
+    assert tables.over_seeds([NUMBERS]) == NUMBERS
+
+
+def test_every_table_of_several_seeds_shows_mean_and_deviation_and_says_of_how_many():
+    table = tables.comparison({"zsd": SEVERAL, "ovod": SEVERAL})
+    cell = f"{SEVERAL['generalized_novel_AP50_mean']:.1f} ± 1.8"
+    assert cell in tables.to_markdown(table)
+    assert cell.replace("±", r"$\pm$") in tables.to_latex(table)
+    for text in (tables.to_markdown(table), tables.to_latex(table)):
+        assert "standard deviation of 3 trainings" in text
+    columns = pd.read_csv(io.StringIO(tables.to_csv(table)), index_col="setting").loc["zsd"]
+    assert {key: columns[key] for key in SEVERAL} == SEVERAL
+
+
+def test_one_seed_shows_no_deviation(comparison):
+    for text in (tables.to_csv(comparison), tables.to_markdown(comparison), tables.to_latex(comparison)):
+        assert "±" not in text and "_std" not in text and "deviation" not in text
+
+
 def test_no_row_is_called_an_upper_bound_without_ovod():
     table = tables.comparison({"zsd": NUMBERS})
     for render in (tables.to_csv, tables.to_markdown, tables.to_latex):

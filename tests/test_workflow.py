@@ -17,11 +17,9 @@ pytest.importorskip("snakemake", reason="Snakemake 9.27 does not exist for Pytho
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-EVERY_STAGE = [
-    "detect@ovod", "detect@zsd", "download", "evaluate@ovod", "evaluate@zsd", "report", "splits@ovod", "splits@zsd",
-    "text", "train@ovod", "train@zsd", "val_splits", "vlm",
-]  # fmt: skip
-AFTER_TRAIN = ["detect@ovod", "detect@zsd", "evaluate@ovod", "evaluate@zsd", "report", "train@ovod", "train@zsd"]
+AFTER_EVALUATE = ["evaluate@ovod-0", "evaluate@zsd-0", "first_seed@ovod", "first_seed@zsd", "report"]
+AFTER_TRAIN = sorted(["detect@ovod-0", "detect@zsd-0", "train@ovod-0", "train@zsd-0", *AFTER_EVALUATE])
+EVERY_STAGE = sorted(["download", "splits@ovod", "splits@zsd", "text", "val_splits", "vlm", *AFTER_TRAIN])
 
 
 class Project:
@@ -93,10 +91,10 @@ def test_a_change_of_alpha_reruns_evaluate_and_report_alone(built_by_snakemake: 
     project = built_by_snakemake
     project.edit(lambda tree: tree["evaluate"].update(alpha=0.3))
     project.call("snakemake", "all", "--cores", "1")
-    assert project.ran() == ["evaluate@ovod", "evaluate@zsd", "report"]
+    assert project.ran() == AFTER_EVALUATE
     project.edit(lambda tree: tree["evaluate"].update(alpha=0.4))
     project.call("dvc", "repro")
-    assert project.ran() == ["evaluate@ovod", "evaluate@zsd", "report"]
+    assert project.ran() == AFTER_EVALUATE
     assert "recorded DVC's results" in project.call("python", "-m", "fvlm", "sync")
     assert project.snakemake_has_nothing_to_do()
 
@@ -157,8 +155,24 @@ def test_settings_of_params_are_the_settings_that_run(tmp_path: Path) -> None:
     project.edit(lambda tree: tree.update(settings=["zsd_strict"]) or tree["report"].update(setting="zsd_strict"))
     project.call("snakemake", "all", "--cores", "2", "--no-hooks")
     assert [stage for stage in project.ran() if "@" in stage] == [
-        "detect@zsd_strict", "evaluate@zsd_strict", "splits@zsd_strict", "train@zsd_strict",
+        "detect@zsd_strict-0", "evaluate@zsd_strict-0", "first_seed@zsd_strict", "splits@zsd_strict",
+        "train@zsd_strict-0",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["snakemake all --cores 4", "dvc repro"])
+def test_a_seed_that_is_added_dropped_or_moved_trains_no_other_again(tmp_path: Path, engine: str) -> None:
+    project = Project(tmp_path / "fvlm")
+    project.edit(lambda tree: tree.update(settings=["zsd"], seeds=[0, 1]))
+    project.call(*engine.split())
+    assert [stage for stage in project.ran() if stage.startswith("train")] == ["train@zsd-0", "train@zsd-1"]
+    project.edit(lambda tree: tree.update(seeds=[0, 1, 2]))
+    project.call(*engine.split())
+    assert project.ran() == ["detect@zsd-2", "evaluate@zsd-2", "report", "train@zsd-2"]
+    project.edit(lambda tree: tree.update(seeds=[1, 2]))
+    project.call(*engine.split())
+    assert project.ran() == ["first_seed@zsd", "report"]
+    assert "zsd_seed2" in project.call("dvc", "metrics", "show")
 
 
 @pytest.mark.parametrize("command", ["python -m fvlm splits --setting zsd", "snakemake all --cores 1", "dvc repro"])

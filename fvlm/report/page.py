@@ -84,6 +84,7 @@ def _results(content: Content) -> dict[str, Any]:
     return {
         "setting": content.setting,
         "headline": content.comparison.loc[content.setting],
+        "cell": tables.cell,
         "evaluate": content.evaluate,
         "upper_bound": tables.SUPERVISION[content.setting].novel_boxed,
         "tables": [(section, tables.section_rows(content.comparison, section)) for section in tables.SECTIONS],

@@ -4,6 +4,7 @@
 """
 
 import itertools
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -95,19 +96,48 @@ SECTIONS = (
 METRIC_KEYS = tuple(key for section in SECTIONS for _, _, key in section.columns)
 
 
+def over_seeds(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The first run's metrics; of several runs also how they spread.
+
+    Args:
+        runs: metrics of one setting, a mapping with METRIC_KEYS for each seed.
+
+    Returns:
+        `runs[0]`, to which several runs add, for each of METRIC_KEYS, <key>_mean and <key>_std, the sample standard
+        deviation (divisor n - 1), and their number as `seeds`.
+    """
+    numbers = dict(runs[0])
+    if len(runs) > 1:
+        for key in METRIC_KEYS:
+            values = [run[key] for run in runs]
+            numbers[f"{key}_mean"] = round(statistics.fmean(values), 6)
+            numbers[f"{key}_std"] = round(statistics.stdev(values), 6)
+        numbers["seeds"] = len(runs)
+    return numbers
+
+
+def cell(numbers: Mapping[str, float] | pd.Series, key: str) -> str:
+    """A metric as tables show it: "71.5", or "71.2 ± 0.8" where it is the mean of several seeds."""
+    if f"{key}_std" in numbers:
+        return f"{numbers[f'{key}_mean']:.1f} ± {numbers[f'{key}_std']:.1f}"
+    return f"{numbers[key]:.1f}"
+
+
 def comparison(metrics: Mapping[Setting, Mapping[str, float]]) -> pd.DataFrame:
     """One row a setting: what supervised it, in words, then every metric.
 
     Args:
-        metrics: for each setting the numbers of metrics/<setting>.json, percent 0..100.
+        metrics: for each setting what `over_seeds` gives, percent 0..100; all settings of as many seeds.
 
     Returns:
-        index "setting"; columns "supervised by", "novel classes", then METRIC_KEYS (float).
+        index "setting"; columns "supervised by", "novel classes", then METRIC_KEYS and what several seeds add (float).
     """
     facts = [SUPERVISION[setting] for setting in metrics]
+    spread = (*(f"{key}_{part}" for key in METRIC_KEYS for part in ("mean", "std")), "seeds")
+    columns = [*METRIC_KEYS, *(key for key in spread if all(key in numbers for numbers in metrics.values()))]
     numbers = pd.DataFrame(
-        [[numbers[key] for key in METRIC_KEYS] for numbers in metrics.values()],
-        columns=list(METRIC_KEYS),
+        [[numbers[key] for key in columns] for numbers in metrics.values()],
+        columns=columns,
         index=pd.Index(list(metrics), name="setting"),
         dtype=float,
     )
@@ -121,7 +151,7 @@ def section_rows(table: pd.DataFrame, section: Section) -> list[list[str]]:
     rows = []
     for setting, row in table.iterrows():
         name = f"{setting} (upper bound)" if SUPERVISION[setting].novel_boxed else str(setting)  # type: ignore[index]
-        numbers = [f"{row[key]:.1f}" for _, _, key in section.columns]
+        numbers = [cell(row, key) for _, _, key in section.columns]
         rows.append([name, row["supervised by"], row["novel classes"], *numbers])
     return rows
 
@@ -137,7 +167,15 @@ def notes(table: pd.DataFrame) -> list[str]:
         "Base and novel are always the 48 and the 17 classes of the split, whatever boxes supervised. "
         "Detector only is the fusion with alpha = beta = 0, VLM only with alpha = beta = 1."
     )
-    return [*bounds, columns]
+    seeds = (
+        [
+            f"Each number is the mean ± the sample standard deviation of {table['seeds'].iloc[0]:.0f} trainings with "
+            "different seeds; plots, pictures and AP by class are the first one's."
+        ]
+        if "seeds" in table
+        else []
+    )
+    return [*bounds, *seeds, columns]
 
 
 def to_csv(table: pd.DataFrame) -> str:
@@ -208,6 +246,7 @@ _TEX = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
     **{character: f"\\{character}" for character in "&%$#_"},
 }
 

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import math
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from ..data.dataset import read_picture
 from ..errors import InputError
 from ..evaluation.curves import CURVE_COLUMNS, MEAN
 from ..evaluation.errors import ERROR_COLUMNS
-from ..io import read_json, read_text, sha256_of_file, write_aside, write_text
-from ..params import Params
+from ..io import read_json, read_text, sha256_of_file, write_aside, write_json, write_text
+from ..params import Params, Setting
 from ..report import gallery, page, pictures, plots, tables
 from ..report.pictures import Comparison, Group
 
@@ -60,7 +59,11 @@ def run(params: Params) -> None:
         raise InputError("\n".join(missing))
 
     chosen = params.report.setting
-    comparison = tables.comparison({setting: _metrics(layout.metrics(setting), makers) for setting in params.settings})
+    metrics = {
+        setting: tables.over_seeds([_metrics(path, makers) for path in _metrics_paths(params, setting)])
+        for setting in params.settings
+    }
+    comparison = tables.comparison(metrics)
     curves = {setting: _table(layout.losses(setting), LOSS_COLUMNS, makers) for setting in params.settings}
     sweeps = {setting: _table(layout.fusion_sweep(setting), SWEEP_COLUMNS, makers) for setting in params.settings}
     curves_of_classes = {
@@ -152,9 +155,14 @@ def run(params: Params) -> None:
         with write_aside(reports / f"{name}.png") as aside:
             aside.write_bytes(png)
     write_text(reports / "index.html", html)
-    with write_aside(layout.HEADLINE_METRICS) as aside:
-        shutil.copyfile(layout.metrics(chosen), aside)
+    write_json(layout.HEADLINE_METRICS, metrics[chosen])
     print(f"report: {reports / 'index.html'} compares {', '.join(params.settings)}", flush=True)
+
+
+def _metrics_paths(params: Params, setting: Setting) -> dict[Path, str]:
+    """The metrics of every seed, the first one's at the path without a seed, and the stage that makes each."""
+    runs = [layout.Run(setting, seed) for seed in (None, *params.seeds[1:])]
+    return {layout.metrics(run.name): f"evaluate {run.options}" for run in runs}
 
 
 def _inputs(params: Params) -> dict[Path, str]:
@@ -168,8 +176,8 @@ def _inputs(params: Params) -> dict[Path, str]:
     for setting in params.settings:
         for path in (layout.losses(setting), layout.train_record(setting)):
             makers[path] = f"train --setting {setting}"
+        makers |= _metrics_paths(params, setting)
         for path in (
-            layout.metrics(setting),
             layout.per_class(setting),
             layout.precision_recall(setting),
             layout.errors(setting),

@@ -37,6 +37,8 @@ RUN_FILES = [
     "losses.csv",
     "raw_detections.safetensors",
     "per_class.csv",
+    "precision_recall.csv",
+    "errors.csv",
     "fusion_sweep.csv",
     "protocol_variants.csv",
     "detections.json",
