@@ -23,6 +23,7 @@ STAGES = {
     "text": "cache the text embeddings of background and every class",
     "train": "train the detector of one setting",
     "detect": "run the detector of one setting over the validation pictures, once",
+    "package": "make runs/<setting>/ a model folder, which can be copied, pushed and loaded anywhere",
     "evaluate": "score one setting under every protocol, from its raw detections",
     "first_seed": "copy the first seed's run of one setting to the paths without a seed",
     "report": "render tables, plots and the report page, and metrics.json of report.setting",
@@ -42,7 +43,7 @@ SPLIT_FILES = """a split file names its classes, or chooses them by the frequenc
 
 classes of the annotations in neither group are not scored
 """
-PER_SETTING = ("splits", "train", "detect", "evaluate", "first_seed")
+PER_SETTING = ("splits", "train", "detect", "evaluate", "first_seed", "package")
 PER_SEED = ("train", "detect", "evaluate")
 SEED_HELP = (
     "one of the seeds in params.yaml, with files in runs/<setting>_seed<seed>/ (default: the first, in runs/<setting>/)"

@@ -98,6 +98,14 @@ def raw_detections(run: str) -> Path:
     return Path(f"runs/{run}/raw_detections.safetensors")
 
 
+def text_tower(setting: str) -> Path:
+    return Path(f"runs/{setting}/text.safetensors")
+
+
+def model_record(setting: str) -> Path:
+    return Path(f"runs/{setting}/model.json")
+
+
 def metrics(run: str) -> Path:
     return Path(f"metrics/{run}.json")
 

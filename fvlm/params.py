@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -33,6 +33,7 @@ HUB_PREFIX = "hf-hub:"
 Precision = Literal["float32", "bfloat16"]
 Images = Literal["split", "all"]
 Vocabulary = Literal["scored", "masked", "all"]
+Section = TypeVar("Section")
 
 
 def spec(
@@ -329,6 +330,19 @@ def load_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
 def of_seed(params: Params, seed: int) -> Params:
     """`params` for the training with `seed`."""
     return dataclasses.replace(params, train=dataclasses.replace(params.train, seed=seed))
+
+
+def read_section(kind: type[Section], tree: Any, where: str) -> Section:
+    """A section that stands in another file than params.yaml, from the mapping that `dataclasses.asdict` made of it.
+
+    Raises:
+        InputError: as `load_params`; `where` begins each line.
+    """
+    problems: list[str] = []
+    section = _build(kind, tree, "", problems)
+    if problems:
+        raise InputError("\n".join(f"{where}: {problem}" for problem in problems))
+    return typing.cast(Section, section)
 
 
 def read_tree(

@@ -142,6 +142,7 @@ rule detect:
             "fvlm/detector/recompute.py",
             "fvlm/detector/rpn.py",
             "fvlm/detector/targets.py",
+            "fvlm/detector/trained.py",
             "fvlm/evaluation/raw.py",
             "fvlm/vlm/clip.py",
             "fvlm/vlm/freeze.py",
@@ -162,6 +163,32 @@ rule detect:
         sections=sections("compute", "detect"),
     shell:
         "python -m fvlm detect --setting {wildcards.setting} --seed {wildcards.seed} > {log} 2>&1"
+
+
+rule package:
+    input:
+        "runs/{setting}/model.safetensors",
+        "models/vlm.safetensors",
+        "models/vlm.json",
+        "data/text_embeddings.safetensors",
+        code=[
+            "fvlm/stages/package.py",
+            "fvlm/predict/folder.py",
+            "fvlm/vlm/clip.py",
+            "fvlm/vlm/freeze.py",
+            "fvlm/vlm/text_tower.py",
+        ],
+    output:
+        "runs/{setting}/text.safetensors",
+        "runs/{setting}/model.json",
+    log:
+        "logs/package/{setting}.log",
+    conda:
+        "../envs/fvlm.yaml"
+    params:
+        sections=sections("evaluate"),
+    shell:
+        "python -m fvlm package --setting {wildcards.setting} > {log} 2>&1"
 
 
 rule evaluate:
