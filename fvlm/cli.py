@@ -30,6 +30,7 @@ STAGES = {
     "freeze_mode": "one run of the freeze ablation (`snakemake freeze_ablation` runs all and compares them)",
     "freeze_ablation": "table and plot of the freeze ablation's runs",
 }
+WITHOUT_PARAMS = ("predict", "push")
 TRAINING = ("train", "freeze_mode")  # run in compute.processes processes
 SPLIT_FILES = """a split file names its classes, or chooses them by the frequency that LVIS notes of each category:
 
@@ -95,6 +96,8 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
             json_path=arguments.json,
         )
         return 0
+    if arguments.command in WITHOUT_PARAMS:
+        return _on_a_model(arguments)
     params = load_params(arguments.params)
     if arguments.command == "check-params":
         print(f"{arguments.params}: valid")
@@ -112,12 +115,7 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         if arguments.mode not in FREEZE_MODES:
             raise InputError(f"--mode: expected one of {', '.join(FREEZE_MODES)}, got {arguments.mode!r}")
         options["mode"] = arguments.mode
-    # NumPy's BLAS reads these when it is imported. Snakemake sets them from --cores, which must not change a sum.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(params.compute.threads)
-    # Threads that wait for each other shall sleep, not spin: beside any other process a spinning thread holds the core
-    # that the awaited one needs, which slows pretraining on 2 cores several times. Results do not depend on it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _set_threads(params.compute.threads)
     if arguments.command == "check":
         return 0 if _module("fvlm.check").run(params, json_path=arguments.json, **options) else 1
     if arguments.command in TRAINING:
@@ -127,6 +125,28 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
             return processes.launch(params.compute, argv)
     _module(f"fvlm.stages.{arguments.command}").run(params, **options)
     return 0
+
+
+def _on_a_model(arguments: argparse.Namespace) -> int:
+    """Commands that work with a model folder anywhere, without the params of an experiment."""
+    if arguments.command == "push":
+        folder = _module("fvlm.predict.folder")
+        print(folder.push(arguments.model, arguments.repository, private=arguments.private))
+        return 0
+    options = vars(arguments)
+    for name in ("command", "params"):
+        options.pop(name)
+    _set_threads(options["threads"])
+    return int(_module("fvlm.predict.command").run(**options))
+
+
+def _set_threads(count: int) -> None:
+    # NumPy's BLAS reads these when it is imported. Snakemake sets them from --cores, which must not change a sum.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(count)
+    # Threads that wait for each other shall sleep, not spin: beside any other process a spinning thread holds the core
+    # that the awaited one needs, which slows pretraining on 2 cores several times. Results do not depend on it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _module(name: str) -> types.ModuleType:
@@ -199,7 +219,38 @@ def _parser() -> argparse.ArgumentParser:
         help="images with a box of the scored classes (default), or all",
     )
     score.add_argument("--json", metavar="FILE", help="write the outcome there too, with full precision")
+    _add_predict(commands.add_parser("predict", help="find what words name on pictures, with a trained model"))
+    push = commands.add_parser("push", help="upload a model folder to the Hugging Face Hub")
+    push.add_argument("model", help="model folder, as runs/zsd")
+    push.add_argument("repository", help="hf-hub:<owner>/<name>, created if need be")
+    push.add_argument("--private", action="store_true", help="a repository that is created is private")
     commands.add_parser("check-params", help="validate params.yaml and stop")
     commands.add_parser("sync", help="record one engine's results for the other, so that neither builds them again")
     commands.add_parser("schema", help="print the JSON schema of params.yaml")
     return parser
+
+
+def _add_predict(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add(
+        "pictures", nargs="+", metavar="PICTURE|FOLDER|GLOB", help="where to look; a folder means all pictures below it"
+    )
+    add("--classes", metavar="NAMES", help='what to look for: "dog, red bus"; any words')
+    add("--classes-file", metavar="FILE", help="names from a text file, one a line")
+    add("--model", default="runs/zsd", help="model folder or hf-hub:<owner>/<name> (default: runs/zsd)")
+    add("--threshold", type=float, default=0.3, help="least score of a box, 0 to 1 (default: 0.3)")
+    add("--alpha", type=float, help="weight of the VLM for classes that had boxes in training (default: the model's)")
+    add("--beta", type=float, help="weight of the VLM for all other names (default: the model's)")
+    add("--save", metavar="OUT", help="draw the boxes: a folder, or a .jpg or .png file for a single picture")
+    add("--json", dest="json_path", metavar="FILE", help="write a COCO results list")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute (default: cpu)")
+    add("--threads", type=_positive, default=os.cpu_count() or 1, help="CPU threads (default: all cores)")
+    add("--batch-size", type=_positive, default=8, help="pictures that the network sees at once (default: 8)")
+    add("--precision", choices=["float32", "bfloat16"], default="float32", help="bfloat16 pays on a GPU")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text}")
+    return number

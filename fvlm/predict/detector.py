@@ -175,7 +175,7 @@ class Detector:
         supervised: Collection[str] | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> Iterator[Detections | InputError]:
-        """`predict` for any number of pictures in constant memory; a picture that cannot be read becomes its InputError.
+        """`predict` for any number of pictures in constant memory; one that cannot be read becomes its InputError.
 
         Pictures are read ahead by a thread, two batches at most.
 

@@ -47,7 +47,8 @@ def as_pixels(picture: Picture) -> Tensor:
     if isinstance(picture, Tensor):
         return _from_tensor(picture)
     raise InputError(
-        f"expected a picture: a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), got {type(picture).__name__}"
+        "expected a picture: a path, a PIL image, an array (H, W, 3) or a tensor (3, H, W), "
+        f"got {type(picture).__name__}"
     )
 
 
@@ -128,7 +129,8 @@ def _from_array(array: np.ndarray) -> Tensor:
 def _from_tensor(tensor: Tensor) -> Tensor:
     if tensor.ndim != 3 or tensor.shape[0] != 3 or not (tensor.dtype == torch.uint8 or tensor.is_floating_point()):
         raise InputError(
-            f"expected a tensor (3, H, W) of uint8 RGB, or floating in [0, 1], got {tuple(tensor.shape)} of {tensor.dtype}"
+            "expected a tensor (3, H, W) of uint8 RGB, or floating in [0, 1], "
+            f"got {tuple(tensor.shape)} of {tensor.dtype}"
         )
     _check_size((tensor.shape[2], tensor.shape[1]), "the tensor")
     tensor = tensor.detach().cpu()
@@ -144,7 +146,7 @@ def _from_tensor(tensor: Tensor) -> Tensor:
 def find_pictures(arguments: Sequence[str]) -> list[str]:
     """The picture files that arguments of a command line mean, each once, in their order, folders sorted by name.
 
-    An argument is a file, a folder (with all below it, but what begins with a dot), or a pattern (`*`, `?`, `[...]`, `**`).
+    An argument is a file, a folder (with all below it, but what begins with a dot), or a pattern with `*` or `**`.
 
     Raises:
         InputError: an argument means no file at all; all such are named.

@@ -20,7 +20,7 @@ PROBE_TOKENS = 20  # of PROBE, start and end mark included
 def text_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of CLIP's state dict that `load_text_tower` wants, in float16 where that loses nothing.
 
-    OpenAI published most of its weights in float16, and reading them widened them. They are stored as small as they came.
+    OpenAI published most of its weights in float16, and reading widened them; they are stored as small as they came.
     """
     return {name: _narrowed(tensor) for name, tensor in state.items() if not name.startswith(IMAGE_TOWER)}
 

@@ -1,0 +1,72 @@
+"""The stage that makes runs/<setting>/ a model folder."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from small_model import write_models
+
+from fvlm import layout
+from fvlm.errors import InputError
+from fvlm.io import sha256_of_file
+from fvlm.predict.folder import read_record
+from fvlm.stages import package
+from fvlm.tensors import load_tensors, save_tensors
+
+
+@pytest.fixture
+def params(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write_models()
+
+
+def test_equal_inputs_give_equal_bytes_and_the_trained_model_is_not_touched(params):
+    before = layout.model("zsd").stat().st_mtime_ns, sha256_of_file(layout.model("zsd"))
+    package.run(params, "zsd")
+    first = [sha256_of_file(path) for path in (layout.text_tower("zsd"), layout.model_record("zsd"))]
+    package.run(params, "zsd")
+    assert [sha256_of_file(path) for path in (layout.text_tower("zsd"), layout.model_record("zsd"))] == first
+    assert (layout.model("zsd").stat().st_mtime_ns, sha256_of_file(layout.model("zsd"))) == before
+
+
+def test_settings_of_one_vlm_have_the_same_text_file_which_a_cache_keeps_once(params):
+    write_models("ovod")
+    for setting in ("zsd", "ovod"):
+        package.run(params, setting)
+    assert sha256_of_file(layout.text_tower("zsd")) == sha256_of_file(layout.text_tower("ovod"))
+    assert read_record(layout.model("ovod").parent).supervised != read_record(layout.model("zsd").parent).supervised
+
+
+def test_the_record_says_what_prediction_needs(params):
+    changed = dataclasses.replace(params, evaluate=dataclasses.replace(params.evaluate, alpha=0.25))
+    package.run(changed, "zsd")
+    record = read_record(layout.model("zsd").parent)
+    assert record.evaluate == changed.evaluate
+    assert (record.setting, len(record.supervised), record.background) == ("zsd", 48, "background")
+    assert len(record.names) == 1 + len(record.category_ids) == 81
+    assert record.provenance["vlm"]["provenance"] == {"seed": 0}
+    assert record.tokenizer["context_length"] == 24
+
+
+def test_a_model_of_another_vlm_is_refused(params):
+    card = json.loads(layout.VLM_CARD.read_text())
+    layout.VLM_CARD.write_text(json.dumps(card | {"weights_sha256": "0" * 64}))
+    with pytest.raises(
+        InputError, match=r"not trained on the VLM in models/vlm\.safetensors; run `python -m fvlm train"
+    ):
+        package.run(params, "zsd")
+
+
+def test_text_embeddings_of_another_run_are_refused(params):
+    tensors, metadata = load_tensors(layout.TEXT_EMBEDDINGS, "", "")
+    save_tensors(layout.TEXT_EMBEDDINGS, {"embeddings": tensors["embeddings"] + 1}, metadata)
+    with pytest.raises(InputError, match=r"not trained with data/text_embeddings\.safetensors"):
+        package.run(params, "zsd")
+
+
+def test_weights_that_the_card_does_not_describe_are_refused(params):
+    tensors, metadata = load_tensors(layout.VLM_WEIGHTS, "", "")
+    save_tensors(layout.VLM_WEIGHTS, tensors | {"logit_scale": torch.zeros(())}, metadata)
+    with pytest.raises(InputError, match=r"not the weights that models/vlm\.json describes"):
+        package.run(params, "zsd")
