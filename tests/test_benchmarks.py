@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import evaluate, inference, measure, pooling, train_step
+from benchmarks import evaluate, inference, measure, pooling, predict, train_step
 
 CPU = torch.device("cpu")
 QUICK = ("--quick", "--device", "cpu", "--threads", "1", "--repeats", "1")
@@ -73,6 +73,15 @@ def test_evaluation_is_timed_and_all_three_counts_agree(tmp_path, capfd):
     assert all(rows[name]["peak GiB"] > 0.1 and rows[name]["s"] > 0 for name in ("protocol", "sweep"))
     assert not result["limit_passed"]
     assert "limits: one protocol 60 s and 4 GiB, sweep 600 s: kept" in capfd.readouterr().out
+
+
+def test_prediction_is_timed_by_batch_size_with_the_share_of_each_part():
+    result = predict.main([*QUICK, "--image-size", "64", "--proposals", "20", "--names", "3", "--batches", "1", "2"])
+    assert [row["batch"] for row in result["rows"]] == [1, 2]
+    for row in result["rows"]:
+        assert sum(row[phase] for phase in predict.PHASES) == pytest.approx(1)
+        assert row["images/s"] > 0 and all(row[phase] > 0 for phase in predict.PHASES)
+    assert [row["grid"] for row in result["pool"]] == [7, 9, 12, 14]
 
 
 def test_runs_are_interleaved_and_each_round_begins_with_another():

@@ -132,14 +132,14 @@ def test_wrong_arguments_end_with_2_and_one_line_and_leave_no_file(here, folder,
     assert sorted(here.rglob("*")) == before
 
 
-def test_a_table_whose_reader_went_away_is_one_line(here, predict, monkeypatch, capsys):
+def test_a_table_whose_reader_went_away_is_one_line(here, predict, monkeypatch, capfd):
     def gone(*arguments, **options):
         raise BrokenPipeError
 
     monkeypatch.setattr(command.tqdm, "write", gone)
     monkeypatch.setattr(command.os, "dup2", lambda *descriptors: None)
     assert predict("photos/a.png") == 2
-    assert "the table's reader is gone" in capsys.readouterr().err
+    assert "the table's reader is gone" in capfd.readouterr().err
 
 
 def test_alpha_and_beta_reach_the_scores(here, predict):

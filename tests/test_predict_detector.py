@@ -124,15 +124,21 @@ def test_names_that_had_boxes_are_fused_with_alpha_and_others_with_beta_unless_t
     assert detector.raw(array, ["dog", "person"], supervised=()).supervised == ()
 
 
-def test_alpha_acts_on_supervised_names_and_beta_on_the_others(detector):
-    array = noise(64, 64)
-    for name, acts, idle in (("person", "alpha", "beta"), ("red bus", "beta", "alpha")):
-        usual = detector.predict(array, [name])
-        assert same(detector.predict(array, [name], **{idle: 0.9}), usual)
-        assert not same(detector.predict(array, [name], **{acts: 0.9}), usual)
-        assert same(detector.predict(array, [name], supervised=["red bus"], **{acts: 0.9}), usual) == (
-            name == "red bus"
-        )
+@pytest.mark.parametrize(
+    ("name", "supervised", "acts", "idle"),
+    [
+        ("person", None, "alpha", "beta"),
+        ("red bus", None, "beta", "alpha"),
+        ("person", (), "beta", "alpha"),
+        ("red bus", ["red bus"], "alpha", "beta"),
+    ],
+)
+def test_alpha_acts_on_supervised_names_and_beta_on_the_others(detector, name, supervised, acts, idle):
+    def predict(**weights):
+        return detector.predict(noise(64, 64), [name], supervised=supervised, **weights)
+
+    assert same(predict(**{idle: 0.9}), predict())
+    assert not same(predict(**{acts: 0.9}), predict())
 
 
 def test_threshold_and_number_of_boxes_are_chosen_by_the_call(detector):
@@ -168,7 +174,7 @@ def test_numbers_out_of_range_are_refused(detector, changes, said):
         (["dog", "red bus", "Dog "], "'Dog ' is given twice"),
         ("dog", r"expected a list of names, got one text 'dog'; write \['dog'\]"),
         ([3], "expected texts, got int '3'"),
-        (["x " * 250], "at most 24 tokens in its longest prompt, got 256 for 'x x .*'; shorten it"),
+        (["x " * 250], "at most 24 tokens in its longest prompt, got 257 for 'x x .*'; shorten it"),
         (["犬" * 500], "tokens in its longest prompt, got "),
     ],
     ids=["none", "empty", "twice", "a text", "a number", "500 letters", "500 signs"],
