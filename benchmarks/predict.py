@@ -9,6 +9,7 @@ attention pool on the map of the picture, against its plain form over crops, for
 
 import argparse
 import dataclasses
+import functools
 import statistics
 import sys
 import tempfile
@@ -75,7 +76,7 @@ def _rows(
     for batch in arguments.batches:
         predict(batch)
     laps = measure.interleaved(
-        {str(batch): lambda batch=batch: predict(batch) for batch in arguments.batches}, arguments.repeats, device
+        {str(batch): functools.partial(predict, batch) for batch in arguments.batches}, arguments.repeats, device
     )
     rows = []
     for batch in arguments.batches:

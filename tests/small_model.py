@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,13 @@ RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "emoji.yaml"
 
 def tiny_params() -> Params:
     params = load_params(RECIPE)
-    sizes = {"image_size": 64, "fpn_channels": 8, "head_channels": 8, "head_fc_dim": 16, "rpn_post_nms_top_n": 20}
+    sizes: dict[str, Any] = {
+        "image_size": 64,
+        "fpn_channels": 8,
+        "head_channels": 8,
+        "head_fc_dim": 16,
+        "rpn_post_nms_top_n": 20,
+    }
     return dataclasses.replace(params, model=dataclasses.replace(params.model, **sizes))
 
 

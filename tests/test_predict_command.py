@@ -43,7 +43,9 @@ def predict(folder, here):
 def test_a_folder_is_printed_written_and_drawn(folder, here, predict, capsys):
     assert predict("photos", "--threshold", "0.01", "--save", "drawn", "--json", "out/results.json") == 0
     files = ["photos/a.png", "photos/b.jpg", "photos/more/c.gif"]
-    expected = [found.above(0.01) for found in load_detector(folder).predict(files, ["dog", "red bus"])]
+    whole = load_detector(folder).predict(files, ["dog", "red bus"])
+    assert isinstance(whole, list)
+    expected = [found.above(0.01) for found in whole]
     results = json.loads((here / "out/results.json").read_text())
     entries = [
         entry | {"file_name": file, "name": name}

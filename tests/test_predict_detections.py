@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def raw():
 
 
 def make(**changes):
-    values = {
+    values: dict[str, Any] = {
         "boxes": torch.tensor([[1.0, 2, 11, 22], [0.12, 0.5, 3.5, 4.25]]),
         "scores": torch.tensor([0.75, 0.25]),
         "classes": torch.tensor([2, 0]),

@@ -197,8 +197,8 @@ def test_a_single_picture_is_told_from_a_batch():
     for single in ("a.jpg", Image.new("RGB", (6, 4)), array, pixels_of(array)):
         assert as_pictures(single)[1] is True
     for batch in ([array], ("a.jpg", array), np.stack([array] * 2), torch.zeros(2, 3, 4, 6), iter([array])):
-        pictures, single = as_pictures(batch)
-        assert single is False and len(pictures) in (1, 2)
+        pictures, alone = as_pictures(batch)
+        assert alone is False and len(pictures) in (1, 2)
     with pytest.raises(InputError, match="expected a picture or a list of pictures, got NoneType"):
         as_pictures(None)  # type: ignore[arg-type]
 

@@ -10,9 +10,9 @@ import contextlib
 import dataclasses
 import os
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from open_clip import CLIP
@@ -241,7 +241,7 @@ class Detector:
         Raises:
             InputError: a number is out of range.
         """
-        given = {
+        given: dict[str, Any] = {
             "alpha": alpha,
             "beta": beta,
             "score_threshold": threshold,
@@ -361,10 +361,10 @@ def _shown(name: str) -> str:
     return repr(name if len(name) <= SHOWN_NAME else name[: SHOWN_NAME - 3] + "...")
 
 
-def _ahead(images: Iterable[Picture], load, most: int) -> Iterator:
+def _ahead(images: Iterable[Picture], load: Callable[[Picture], Item], most: int) -> Iterator[Item]:
     """`load` of each picture, in their order, computed by a thread up to `most` pictures before it is asked for."""
     with ThreadPoolExecutor(1, thread_name_prefix="pictures") as reader:
-        waiting: deque[Future] = deque()
+        waiting: deque[Future[Item]] = deque()
         try:
             for picture in images:
                 waiting.append(reader.submit(load, picture))

@@ -181,7 +181,7 @@ def push(folder: str | os.PathLike[str], repository: str, *, private: bool = Fal
         hub = HfApi()
         hub.create_repo(name, private=private, exist_ok=True)
         files = [MODEL, TEXT, RECORD, TRAINING]
-        return str(hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=files))
+        return str(hub.upload_folder(repo_id=name, folder_path=Path(folder), allow_patterns=files))
     except Exception as error:  # as in `locate`
         raise InputError(
             f"{repository}: cannot be uploaded ({_in_one_line(error)}); log in with `hf auth login`, and check the name"
