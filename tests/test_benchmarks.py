@@ -75,6 +75,7 @@ def test_evaluation_is_timed_and_all_three_counts_agree(tmp_path, capfd):
     assert "limits: one protocol 60 s and 4 GiB, sweep 600 s: kept" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_prediction_is_timed_by_batch_size_with_the_share_of_each_part():
     result = predict.main([*QUICK, "--image-size", "64", "--proposals", "20", "--names", "3", "--batches", "1", "2"])
     assert [row["batch"] for row in result["rows"]] == [1, 2]

@@ -11,7 +11,7 @@ import torch
 from raw_world import EVALUATE, made_up_coco, made_up_raw
 
 from fvlm.errors import InputError
-from fvlm.evaluation.protocols import detections_of
+from fvlm.evaluation.detections import detections_of
 from fvlm.predict.detections import Detections, decide
 
 NAMES = ("dog", "bus", "umbrella")

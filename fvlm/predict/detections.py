@@ -1,5 +1,6 @@
 """What was found in a picture, and how it is decided from the raw similarities."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..evaluation.protocols import BOX_DECIMALS, CocoResult, detections_of
+from ..evaluation.detections import BOX_DECIMALS, CocoResult, detections_of
 from ..evaluation.raw import RawDetections
 from ..params import Evaluate
 
@@ -111,7 +112,8 @@ def decide(raw: RawDetections, evaluate: Evaluate, names: Sequence[str] | None =
     }
     image_ids = raw.image_ids.tolist()
     of_image: dict[int, list[CocoResult]] = {image_id: [] for image_id in image_ids}
-    for result in detections_of(raw, vocabulary, image_ids, evaluate):
+    rules = dataclasses.replace(evaluate, vocabulary="scored")  # names that were not asked for do not compete
+    for result in detections_of(raw, vocabulary, image_ids, rules):
         of_image[result["image_id"]].append(result)
     return [
         _as_detections(of_image[image_id], place_of, vocabulary, (height, width))
