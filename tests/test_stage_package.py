@@ -10,7 +10,8 @@ from small_model import write_models
 from fvlm import layout
 from fvlm.errors import InputError
 from fvlm.io import sha256_of_file
-from fvlm.predict.folder import read_record
+from fvlm.params import Evaluate
+from fvlm.predict.folder import DECIDING, NO_SAY, read_record
 from fvlm.stages import package
 from fvlm.tensors import load_tensors, save_tensors
 
@@ -42,11 +43,16 @@ def test_the_record_says_what_prediction_needs(params):
     changed = dataclasses.replace(params, evaluate=dataclasses.replace(params.evaluate, alpha=0.25))
     package.run(changed, "zsd")
     record = read_record(layout.model("zsd").parent)
-    assert record.evaluate == changed.evaluate
+    assert all(getattr(record.evaluate, key) == getattr(changed.evaluate, key) for key in DECIDING)
     assert (record.setting, len(record.supervised), record.background) == ("zsd", 48, "background")
     assert len(record.names) == 1 + len(record.category_ids) == 81
     assert record.provenance["vlm"]["provenance"] == {"seed": 0}
     assert record.tokenizer["context_length"] == 24
+
+
+def test_every_key_of_evaluate_is_kept_or_known_to_have_no_say():
+    fields = {field.name for field in dataclasses.fields(Evaluate)}
+    assert fields == {*DECIDING, *NO_SAY, "variants"}
 
 
 def test_a_model_of_another_vlm_is_refused(params):

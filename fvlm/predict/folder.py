@@ -27,6 +27,24 @@ FORMAT = "fvlm model folder 1"
 TOWER = "tower."  # prefix of the text tower's tensors in text.safetensors
 EMBEDDINGS = "embeddings"  # and the name of the known words' embeddings
 KEYS = {"format", "setting", "supervised", "model_sha256", "text_sha256", "text", "tokenizer", "evaluate", "provenance"}
+# of params.evaluate: what decides which boxes a picture gets
+DECIDING = (
+    "alpha",
+    "beta",
+    "renormalise",
+    "vlm_background",
+    "vlm_temperature",
+    "nms_iou",
+    "score_threshold",
+    "max_detections",
+)
+# and what else the section has: about validation sets, sweeps and machines; here it has no say
+NO_SAY: dict[str, Any] = {
+    "images": "split",
+    "vocabulary": "scored",
+    "processes": 1,
+    "sweep": {"alpha": [0], "beta": [0], "vlm_temperature": [None], "nms_iou": [None]},
+}
 TEXT_KEYS = {"names", "category_ids", "templates", "background", "vlm_sha256"}
 
 
@@ -98,7 +116,7 @@ def write_record(
             "text_sha256": text_sha256,
             "text": {key: text[key] for key in sorted(TEXT_KEYS)},
             "tokenizer": tokenizer_facts(card["model_config"]),
-            "evaluate": dict(evaluate),
+            "evaluate": {key: evaluate[key] for key in DECIDING},
             "provenance": {
                 "inputs": metadata["inputs"],
                 "vlm": {key: card[key] for key in ("architecture", "weights", "pretraining", "provenance")},
@@ -124,6 +142,8 @@ def read_record(folder: Path) -> ModelRecord:
         found = value.get("format") if isinstance(value, dict) else None
         raise InputError(f"{path}: expected the record of an {FORMAT}, got format {found!r} or other keys; {remedy}")
     text = value["text"]
+    if not isinstance(value["evaluate"], dict):
+        raise InputError(f"{path}: evaluate: expected the keys {', '.join(DECIDING)}; {remedy}")
     if not isinstance(text, dict) or text.keys() != TEXT_KEYS:
         raise InputError(f"{path}: text: expected the keys {', '.join(sorted(TEXT_KEYS))}; {remedy}")
     return ModelRecord(
@@ -135,7 +155,7 @@ def read_record(folder: Path) -> ModelRecord:
         category_ids=tuple(text["category_ids"]),
         templates=tuple(text["templates"]),
         tokenizer=value["tokenizer"],
-        evaluate=read_section(Evaluate, value["evaluate"], f"{path}: evaluate"),
+        evaluate=read_section(Evaluate, value["evaluate"] | NO_SAY, f"{path}: evaluate"),
         provenance=value["provenance"],
     )
 
