@@ -165,7 +165,8 @@ def _precision_recall(content: Content) -> dict[str, Any]:
     names: dict[str, str] = {}
     curves: dict[str, dict[str, list[int]]] = {}
     for setting, table in content.precision_recall.items():
-        for (name, group), curve in table[table["name"] != MEAN].groupby(["name", "group"], sort=False):
+        for key, curve in table[table["name"] != MEAN].groupby(["name", "group"], sort=False):
+            name, group = map(str, key)
             names[name] = group
             curves.setdefault(name, {})[setting] = [round(1000 * value) for value in curve["precision"]]
     return {
