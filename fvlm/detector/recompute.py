@@ -90,13 +90,14 @@ def _without(x: Tensor, recipe: _Recipe) -> torch.autograd.graph.saved_tensors_h
 
 def _affine(norm: nn.BatchNorm2d, output: Tensor) -> dict[str, Any]:
     """Arguments of `F.batch_norm` that make `output` of the same input, without taking statistics."""
-    mean, variance, weight, bias, eps = norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps
     if norm.training:
         of_batch: Any = output.grad_fn  # torch keeps the batch's mean and 1 / standard deviation there
         scale = of_batch._saved_result2 * weight.detach()
         shift = torch.addcmul(bias.detach(), of_batch._saved_result1, scale, value=-1)
-        mean, variance, weight, bias, eps = torch.zeros_like(scale), torch.ones_like(scale), scale, shift, 0.0
-    return {"running_mean": mean, "running_var": variance, "weight": weight, "bias": bias, "eps": eps}
+        zero, one = torch.zeros_like(scale), torch.ones_like(scale)
+        return {"running_mean": zero, "running_var": one, "weight": scale, "bias": shift, "eps": 0.0}
+    parts = ("running_mean", "running_var", "weight", "bias", "eps")
+    return {part: getattr(norm, part) for part in parts}
 
 
 @torch.no_grad()
