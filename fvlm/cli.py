@@ -30,7 +30,7 @@ STAGES = {
     "freeze_mode": "one run of the freeze ablation (`snakemake freeze_ablation` runs all and compares them)",
     "freeze_ablation": "table and plot of the freeze ablation's runs",
 }
-WITHOUT_PARAMS = ("predict", "push")
+WITHOUT_PARAMS = ("predict", "demo", "push")
 TRAINING = ("train", "freeze_mode")  # run in compute.processes processes
 SPLIT_FILES = """a split file names its classes, or chooses them by the frequency that LVIS notes of each category:
 
@@ -133,11 +133,12 @@ def _on_a_model(arguments: argparse.Namespace) -> int:
         folder = _module("fvlm.predict.folder")
         print(folder.push(arguments.model, arguments.repository, private=arguments.private))
         return 0
+    module = {"predict": "fvlm.predict.command", "demo": "fvlm.demo.command"}[arguments.command]
     options = vars(arguments)
     for name in ("command", "params"):
         options.pop(name)
     _set_threads(options["threads"])
-    return int(_module("fvlm.predict.command").run(**options))
+    return int(_module(module).run(**options))
 
 
 def _set_threads(count: int) -> None:
@@ -220,6 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     score.add_argument("--json", metavar="FILE", help="write the outcome there too, with full precision")
     _add_predict(commands.add_parser("predict", help="find what words name on pictures, with a trained model"))
+    _add_demo(commands.add_parser("demo", help="a page in the browser: drop a picture, type words, see boxes"))
     push = commands.add_parser("push", help="upload a model folder to the Hugging Face Hub")
     push.add_argument("model", help="model folder, as runs/zsd")
     push.add_argument("repository", help="hf-hub:<owner>/<name>, created if need be")
@@ -237,15 +239,27 @@ def _add_predict(command: argparse.ArgumentParser) -> None:
     )
     add("--classes", metavar="NAMES", help='what to look for: "dog, red bus"; any words')
     add("--classes-file", metavar="FILE", help="names from a text file, one a line")
-    add("--model", default="runs/zsd", help="model folder or hf-hub:<owner>/<name> (default: runs/zsd)")
     add("--threshold", type=float, default=0.3, help="least score of a box, 0 to 1 (default: 0.3)")
     add("--alpha", type=float, help="weight of the VLM for classes that had boxes in training (default: the model's)")
     add("--beta", type=float, help="weight of the VLM for all other names (default: the model's)")
     add("--save", metavar="OUT", help="draw the boxes: a folder, or a .jpg or .png file for a single picture")
     add("--json", dest="json_path", metavar="FILE", help="write a COCO results list")
+    add("--batch-size", type=_positive, default=8, help="pictures that the network sees at once (default: 8)")
+    _add_model(command)
+
+
+def _add_demo(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--host", default="127.0.0.1", help="name or address to listen on (default: 127.0.0.1, this machine alone)")
+    add("--port", type=int, default=8000, help="0 for any that is free (default: 8000)")
+    _add_model(command)
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--model", default="runs/zsd", help="model folder or hf-hub:<owner>/<name> (default: runs/zsd)")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute (default: cpu)")
     add("--threads", type=_positive, default=os.cpu_count() or 1, help="CPU threads (default: all cores)")
-    add("--batch-size", type=_positive, default=8, help="pictures that the network sees at once (default: 8)")
     add("--precision", choices=["float32", "bfloat16"], default="float32", help="bfloat16 pays on a GPU")
 
 

@@ -4,6 +4,10 @@
 
 The network runs once for a picture and a vocabulary. Weights, thresholds and a choice among the names come after it.
 Every step is the pipeline's own: a validation picture gets the boxes that `detect` and `evaluate` gave it.
+
+Where the names of one picture change again and again, the network runs once for the picture:
+
+    picture -> `see` -> Seen (both branches' embeddings of its regions); Seen, names -> `compare` -> RawDetections
 """
 
 import contextlib
@@ -12,15 +16,17 @@ import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from open_clip import CLIP
 from torch import Tensor
 from tqdm import tqdm
 
 from ..compute import autocast
-from ..data.transforms import fit, render
+from ..data.transforms import fit, render, scale_xyxy
 from ..detector.detector import FVLM, Regions
 from ..detector.trained import detect_batch, joined, load_trained
 from ..errors import InputError
@@ -35,6 +41,7 @@ from .folder import MODEL, TEXT, ModelRecord, locate, read_record, read_text
 from .pictures import Picture, as_pictures, as_pixels
 
 SHOWN_NAME = 60  # letters of a name in an error message
+MOST_REMEMBERED = 20_000  # embeddings of names: 80 MB at D = 1024
 FEW_NAMES = 20  # that are embedded without a progress bar
 BATCH_SIZE = 8
 Item = TypeVar("Item")
@@ -46,6 +53,32 @@ class _Canvas(NamedTuple):
     image: Tensor  # (1, 3, S, S) float32, CLIP-normalised
     size_hw: tuple[int, int]  # on the canvas
     stored_hw: tuple[int, int]  # of the picture itself
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Seen:
+    """What the network sees in one picture, R regions, before any name is known.
+
+    Args:
+        proposals: (R, 4) float32 xyxy, pixels of the picture.
+        proposal_scores: (R,) float32.
+        boxes: (R, 4) float32, the refined proposals.
+        detector: (R, D) float32, the box head's embeddings of the regions, of length 1.
+        vlm: (R, D) float32, the VLM's, likewise.
+        size_hw: height and width of the picture, pixels.
+    """
+
+    proposals: Tensor
+    proposal_scores: Tensor
+    boxes: Tensor
+    detector: Tensor
+    vlm: Tensor
+    size_hw: tuple[int, int]
+
+    @property
+    def bytes(self) -> int:
+        """In memory."""
+        return sum(t.nbytes for t in (self.proposals, self.proposal_scores, self.boxes, self.detector, self.vlm))
 
 
 def load_detector(
@@ -227,6 +260,47 @@ class Detector:
             stored_hw += [canvas.stored_hw for canvas in canvases]
         return self._as_raw(regions, stored_hw, vocabulary, supervised)
 
+    @torch.no_grad()
+    def see(self, picture: Picture) -> Seen:
+        """Run the network on one picture, for `compare` with any names, as often as wanted.
+
+        Raises:
+            InputError: the picture cannot be read.
+        """
+        canvas = self._canvas(picture)
+        if isinstance(canvas, InputError):
+            raise canvas
+        # cosines to the axes of the space are the coordinates of the normalised embedding, to the last bit
+        axes = torch.eye(self.card.model_config["embed_dim"], device=self.device)
+        with self._layers():
+            (found,) = self.network.detect(canvas.image.to(self.device), [canvas.size_hw], axes)
+        scale = scale_xyxy(canvas.stored_hw, canvas.size_hw)
+        return Seen(
+            proposals=found.proposals.cpu() / scale,
+            proposal_scores=found.proposal_scores.cpu(),
+            boxes=found.boxes.cpu() / scale,
+            detector=found.detector_similarity.cpu(),
+            vlm=found.vlm_similarity.cpu(),
+            size_hw=canvas.stored_hw,
+        )
+
+    @torch.no_grad()
+    def compare(self, seen: Seen, names: Sequence[str], *, supervised: Collection[str] | None = None) -> RawDetections:
+        """Similarities of `seen` to `names`: two matrix products, and no inference. What `raw` gives for the picture.
+
+        Raises:
+            InputError: as `embed`.
+        """
+        text, vocabulary = F.normalize(self.embed(names).cpu().float(), dim=-1), _checked(names)
+        regions = Regions(
+            proposals=seen.proposals,
+            proposal_scores=seen.proposal_scores,
+            boxes=seen.boxes,
+            detector_similarity=(seen.detector @ text.T).half(),
+            vlm_similarity=(seen.vlm @ text.T).half(),
+        )
+        return self._as_raw([regions], [seen.size_hw], vocabulary, supervised)
+
     def settings(
         self,
         *,
@@ -259,6 +333,8 @@ class Detector:
     def embed(self, names: Sequence[str], *, progress: bool = False) -> Tensor:
         """(1 + len(names), D) text embeddings, row 0 background. A name is embedded once, and then remembered.
 
+        Past `MOST_REMEMBERED` names all but the model's own are forgotten.
+
         Args:
             progress: show a bar on stderr where many are new and stderr is a terminal.
 
@@ -266,10 +342,14 @@ class Detector:
             InputError: no name, an empty one, one twice, or one that is too long for the text tower.
         """
         vocabulary = _checked(names)
-        new = [name for name in vocabulary if _normal(name) not in self._embedding_of]
+        remembered = self._embedding_of
+        if len(remembered) > MOST_REMEMBERED:  # another dict, since another thread may be reading this one
+            own = set(map(_normal, self.record.names[1:]))
+            remembered = self._embedding_of = {name: row for name, row in remembered.items() if name in own}
+        new = [name for name in vocabulary if _normal(name) not in remembered]
         for name in tqdm(new, desc="embed", unit="name", disable=None if progress and len(new) > FEW_NAMES else True):
-            self._embedding_of[_normal(name)] = self._embedded(name)
-        return torch.stack([self._background, *(self._embedding_of[_normal(name)] for name in vocabulary)])
+            remembered[_normal(name)] = self._embedded(name)
+        return torch.stack([self._background, *(remembered[_normal(name)] for name in vocabulary)])
 
     def _embedded(self, name: str) -> Tensor:
         try:
@@ -300,6 +380,14 @@ class Detector:
     @torch.no_grad()
     def _regions(self, canvases: Sequence[_Canvas], text: Tensor) -> list[Regions]:
         images = torch.cat([canvas.image for canvas in canvases]).to(self.device)
+        with self._layers():
+            return detect_batch(
+                self.network, images, [c.size_hw for c in canvases], [c.stored_hw for c in canvases], text
+            )
+
+    @contextlib.contextmanager
+    def _layers(self) -> Iterator[None]:
+        """The precision in which the network's layers compute."""
         # TF32, torch's default for convolutions on a GPU, has three digits; the pipeline computes without it
         exact = (
             torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
@@ -307,9 +395,7 @@ class Detector:
             else contextlib.nullcontext()
         )
         with exact, autocast(self.device, self.precision):
-            return detect_batch(
-                self.network, images, [c.size_hw for c in canvases], [c.stored_hw for c in canvases], text
-            )
+            yield
 
     def _as_raw(
         self,

@@ -9,7 +9,7 @@ import glob
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import torch
@@ -69,22 +69,39 @@ def as_pictures(images: Picture | Iterable[Picture]) -> tuple[list[Picture], boo
 def _read(path: str) -> Tensor:
     if not os.path.isfile(path):
         raise InputError(f"{path}: {'a folder, expected a picture' if os.path.isdir(path) else 'picture not found'}")
+    return decode(path, path)
+
+
+def decode(
+    file: str | BinaryIO, what: str, *, most_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None
+) -> Tensor:
+    """(3, H, W) uint8 RGB of a picture file, upright.
+
+    Args:
+        file: a path, or an open file, which may be in memory.
+        what: how messages call it.
+        most_pixels: a larger picture is refused before it is decoded.
+        formats: Pillow's names of those that are tried; None for all.
+
+    Raises:
+        InputError: it is too large, empty, of another format, or broken.
+    """
     try:
-        with Image.open(path) as picture:
-            _check_size(picture.size, path)
+        with Image.open(file, formats=formats) as picture:
+            _check_size(picture.size, what, most_pixels)
             # a file that only now turns out to be broken, or that claims another size than it has, raises here
-            return _from_pil(ImageOps.exif_transpose(picture), path)
+            return _from_pil(ImageOps.exif_transpose(picture), what)
     except InputError:
         raise
     except Exception as error:  # decoders raise anything at all on bytes that are not what they pass for
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{path}: expected a whole picture, but it cannot be decoded ({reason})") from None
+        raise InputError(f"{what}: expected a whole picture, but it cannot be decoded ({reason})") from None
 
 
-def _check_size(size: tuple[int, int], what: str) -> None:
+def _check_size(size: tuple[int, int], what: str, most_pixels: int = MAX_PIXELS) -> None:
     width, height = size
-    if width * height > MAX_PIXELS:
-        raise InputError(f"{what}: expected at most {MAX_PIXELS:,} pixels, got {width:,} x {height:,}; scale it down")
+    if width * height > most_pixels:
+        raise InputError(f"{what}: expected at most {most_pixels:,} pixels, got {width:,} x {height:,}; scale it down")
     if width * height == 0:
         raise InputError(f"{what}: expected a picture, got {width} x {height} pixels")
 
