@@ -50,6 +50,7 @@ function say(text, busy = false) {
 function complain(line) {
   byId("error").textContent = line || "";
   byId("error").hidden = !line;
+  if (line) byId("views").classList.add("stale"); // what is still shown is no answer to what was asked
 }
 
 const words = () => byId("words").value.split(/[,\n]/).map((word) => word.trim()).filter(Boolean);
@@ -68,6 +69,8 @@ async function show(file, example = null) {
     picture = { file, key: taken.picture, width: taken.width, height: taken.height, shown: taken.shown };
     answer = { words: [], views: {} };
     await ask(VIEWS);
+    const below = byId("views").getBoundingClientRect().top > window.innerHeight * 0.75;
+    if (below) byId("weights").scrollIntoView(); // on a phone the boxes would be out of sight
   } catch (error) {
     if (upload !== uploads) return;
     say(picture ? "The picture before is still shown." : "");

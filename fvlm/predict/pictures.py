@@ -13,7 +13,7 @@ from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import InputError
@@ -94,7 +94,9 @@ def decode(
     except InputError:
         raise
     except Exception as error:  # decoders raise anything at all on bytes that are not what they pass for
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        unknown = isinstance(error, UnidentifiedImageError)  # whose message names the object, if it is no path
+        reason = "it has none of the known formats" if unknown else " ".join(str(error).split())[:200]
+        reason = reason or type(error).__name__
         raise InputError(f"{what}: expected a whole picture, but it cannot be decoded ({reason})") from None
 
 
