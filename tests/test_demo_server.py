@@ -50,7 +50,14 @@ def as_file(array: np.ndarray, form: str = "PNG", **options: object) -> bytes:
 def claiming(side: int) -> bytes:
     """The head of a PNG file that says it has side * side pixels."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0\0\0\x09IDAT" + bytes(9)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + b"\0\0\0\x09IDAT"
+        + bytes(9)
+    )
 
 
 def upload(port: int, body: bytes, **headers: str) -> tuple[int, dict]:
@@ -147,6 +154,7 @@ def test_pictures_of_odd_sizes_are_taken(port, size):
     assert boxes(port, taken["picture"], WORDS)[0] == 200
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
@@ -156,7 +164,11 @@ def test_pictures_of_odd_sizes_are_taken(port, size):
         (as_file(noise(200, 101)), 422, "expected at most 20,000 pixels, got 101 x 200"),
         (claiming(12_000), 422, "expected at most 20,000 pixels, got 12,000 x 12,000"),
         (claiming(100_000), 422, "exceeds limit"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", 422, "it has none of the known formats"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n",
+            422,
+            "it has none of the known formats",
+        ),
         (bytes(200_001), 413, "the picture: expected at most 200,000 bytes"),
     ],
     ids=["text", "empty", "truncated", "pixels", "bomb", "larger bomb", "eps", "bytes"],
