@@ -30,7 +30,9 @@ def serving(detector: Detector, limits: Limits) -> Iterator[int]:
     listening.close()
 
 
-def request(port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict, bytes]:
+def request(
+    port: int, method: str, path: str, body: bytes | Iterator[bytes] | None = None, **headers: str
+) -> tuple[int, dict, bytes]:
     """Status, headers and body of an answer; `headers` with _ for -."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})

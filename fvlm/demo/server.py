@@ -112,7 +112,7 @@ class Demo:
         if not body:
             raise InputError("the picture: expected a picture file, got an empty one")
         Image.init()
-        formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF is not in every build of Pillow
+        formats = tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF is not in every build of Pillow
         with self._network:
             pixels = decode(io.BytesIO(body), "the picture", most_pixels=self.limits.pixels, formats=formats)
             seen = self.detector.see(pixels)

@@ -73,7 +73,7 @@ def _read(path: str) -> Tensor:
 
 
 def decode(
-    file: str | BinaryIO, what: str, *, most_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None
+    file: str | BinaryIO, what: str, *, most_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
 ) -> Tensor:
     """(3, H, W) uint8 RGB of a picture file, upright.
 
