@@ -45,7 +45,9 @@ def sweep_fusion(
     """
     check_images(raw, splits)
     generalized = protocols()["generalized"]
-    points: list[dict[str, Any]] = [dict(zip(AXES, point, strict=True)) for point in itertools.product(*grid_of(raw, evaluate))]
+    points: list[dict[str, Any]] = [
+        dict(zip(AXES, point, strict=True)) for point in itertools.product(*grid_of(raw, evaluate))
+    ]
     cases = [case_of(generalized, splits, replace(evaluate, **point)) for point in points]
     scores = generalized_ap50(raw, splits, cases, evaluate.processes, progress)
     return [
