@@ -123,7 +123,7 @@ def test_nms_suppresses_within_a_class_and_not_across():
 def test_the_threshold_is_the_least_score_and_the_limit_counts_over_all_classes():
     boxes = torch.tensor([[0.0, 0, 10, 10], [50, 0, 60, 10]])
     probs = torch.tensor([[0.6, 0.25], [0.5, 0.125]])
-    limits = {"nms_iou": 0.5, "score_threshold": 0.25}
+    limits: dict[str, Any] = {"nms_iou": 0.5, "score_threshold": 0.25}
     assert best_detections(boxes, probs, **limits, max_detections=10)[2].tolist() == pytest.approx([0.6, 0.5, 0.25])
     assert best_detections(boxes, probs, **limits, max_detections=2)[2].tolist() == pytest.approx([0.6, 0.5])
 

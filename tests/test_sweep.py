@@ -18,6 +18,20 @@ def with_grid(**axes: Any):
     return replace(EVALUATE, sweep=replace(EVALUATE.sweep, **axes))
 
 
+def count_fusions(monkeypatch) -> list[tuple[float, float]]:
+    """The alpha and beta of every fusion from now on; all pictures are one block."""
+    fused: list[tuple[float, float]] = []
+    fuse = module.fuse_scores
+
+    def counted(*parts, **options):
+        fused.append((options["alpha"], options["beta"]))
+        return fuse(*parts, **options)
+
+    monkeypatch.setattr(module, "fuse_scores", counted)
+    monkeypatch.setattr(module, "BLOCK_REGIONS", 1_000_000)
+    return fused
+
+
 def test_the_grid_is_complete_and_agrees_with_the_headline(splits):
     raw = made_up_raw(splits["all"])
     rows = sweep_fusion(raw, splits, EVALUATE)
@@ -53,21 +67,22 @@ def test_a_headline_that_the_grid_does_not_name_is_a_point_all_the_same(splits):
 
 
 def test_what_the_points_share_is_computed_once(splits, monkeypatch):
-    softmaxes, fused, raw = [], [], made_up_raw(splits["all"])
-    monkeypatch.setattr(module, "BLOCK_REGIONS", 1_000_000)
-    log_probs, fuse = module.class_log_probs, module.fuse_scores
-    monkeypatch.setattr(module, "class_log_probs", lambda s, t, **o: softmaxes.append(t) or log_probs(s, t, **o))
-    monkeypatch.setattr(module, "fuse_scores", lambda *a, **o: fused.append((o["alpha"], o["beta"])) or fuse(*a, **o))
-    sweep_fusion(raw, splits, with_grid(nms_iou=(0.3, 0.5, 0.7), vlm_temperature=(0.05, 0.02)))
+    softmaxes: list[float] = []
+    log_probs = module.class_log_probs
+
+    def counted(similarity, temperature, **options):
+        softmaxes.append(temperature)
+        return log_probs(similarity, temperature, **options)
+
+    monkeypatch.setattr(module, "class_log_probs", counted)
+    fused = count_fusions(monkeypatch)
+    sweep_fusion(made_up_raw(splits["all"]), splits, with_grid(nms_iou=(0.3, 0.5, 0.7), vlm_temperature=(0.05, 0.02)))
     assert softmaxes == [0.05, 0.05, 0.02]  # the detector's, and the VLM's at either temperature
     assert len(fused) == 12  # of 36 points
 
 
 def test_where_all_classes_are_supervised_beta_weighs_nothing_and_is_not_tried(splits, monkeypatch):
-    fused: list[tuple[float, float]] = []
-    fuse = module.fuse_scores
-    monkeypatch.setattr(module, "BLOCK_REGIONS", 1_000_000)
-    monkeypatch.setattr(module, "fuse_scores", lambda *a, **o: fused.append((o["alpha"], o["beta"])) or fuse(*a, **o))
+    fused = count_fusions(monkeypatch)
     raw = made_up_raw(splits["all"], setting="ovod")
     rows = sweep_fusion(raw, splits, EVALUATE)
     assert fused == [(0.0, 0.0), (0.2, 0.0)]

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,8 @@ def world():
 
 @pytest.fixture(scope="module")
 def rows(world):
-    return score_variants(*world, EVALUATE)
+    raw, splits = world
+    return score_variants(raw, splits, EVALUATE)
 
 
 def by_pycocotools(raw, splits, protocol, rules):
@@ -86,21 +88,28 @@ def test_departures_show_and_masking_does_not(rows):
 
 
 def test_a_user_adds_a_variant_and_cannot_take_a_name_that_is_known(world):
+    raw, splits = world
     mine = Variant(name="mine", source="my paper", max_detections=5, nms_iou=0.7)
-    rows = score_variants(*world, replace(EVALUATE, variants=(mine,)))
+    rows = score_variants(raw, splits, replace(EVALUATE, variants=(mine,)))
     assert rows[-1]["variant"] == "mine"
     assert rows[-1]["differs"] == "max_detections 5 instead of 100; nms_iou 0.7 instead of 0.5"
-    metrics = score(*world, replace(EVALUATE, max_detections=5, nms_iou=0.7)).metrics
+    metrics = score(raw, splits, replace(EVALUATE, max_detections=5, nms_iou=0.7)).metrics
     assert rows[-1]["generalized_all_AP50"] == metrics["generalized_all_AP50"]
     taken = Variant(name="headline", source="", alpha=1.0)
     with pytest.raises(InputError, match=r"evaluate\.variants: the names headline are taken; choose other ones"):
-        score_variants(*world, replace(EVALUATE, variants=(taken,)))
+        score_variants(raw, splits, replace(EVALUATE, variants=(taken,)))
 
 
 def test_under_the_full_vocabulary_other_classes_take_mass_and_places_and_are_not_found(world):
     raw, _ = world
     names, images = base_names() + novel_names(), [100]
-    limited = {"vlm_background": True, "max_detections": 20, "alpha": 0.0, "beta": 0.0, "renormalise": False}
+    limited: dict[str, Any] = {
+        "vlm_background": True,
+        "max_detections": 20,
+        "alpha": 0.0,
+        "beta": 0.0,
+        "renormalise": False,
+    }
     alone, among = (
         detections_of(raw, names, images, replace(EVALUATE, vocabulary=v, **limited)) for v in ("scored", "all")
     )
