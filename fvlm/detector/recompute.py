@@ -90,14 +90,19 @@ def _without(x: Tensor, recipe: _Recipe) -> torch.autograd.graph.saved_tensors_h
 
 def _affine(norm: nn.BatchNorm2d, output: Tensor) -> dict[str, Any]:
     """Arguments of `F.batch_norm` that make `output` of the same input, without taking statistics."""
-    if norm.training:
-        of_batch: Any = output.grad_fn  # torch keeps the batch's mean and 1 / standard deviation there
-        scale = of_batch._saved_result2 * norm.weight.detach()
-        shift = torch.addcmul(norm.bias.detach(), of_batch._saved_result1, scale, value=-1)
-        zero, one = torch.zeros_like(scale), torch.ones_like(scale)
-        return {"running_mean": zero, "running_var": one, "weight": scale, "bias": shift, "eps": 0.0}
-    parts = ("running_mean", "running_var", "weight", "bias", "eps")
-    return {part: getattr(norm, part) for part in parts}
+    if not norm.training:
+        return {
+            "running_mean": norm.running_mean,
+            "running_var": norm.running_var,
+            "weight": norm.weight,
+            "bias": norm.bias,
+            "eps": norm.eps,
+        }
+    of_batch: Any = output.grad_fn  # torch keeps the batch's mean and 1 / standard deviation there
+    scale = of_batch._saved_result2 * norm.weight.detach()
+    shift = torch.addcmul(norm.bias.detach(), of_batch._saved_result1, scale, value=-1)
+    zeros, ones = torch.zeros_like(scale), torch.ones_like(scale)
+    return {"running_mean": zeros, "running_var": ones, "weight": scale, "bias": shift, "eps": 0.0}
 
 
 @torch.no_grad()
