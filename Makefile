@@ -28,7 +28,7 @@ rulegraph: install  ## draw the graph of the rules in README.md anew
 
 clean:  ## remove what the pipeline wrote; keeps .venv, DVC's cache and what was downloaded to data/coco2017
 	rm -rf data/emoji data/splits data/text_embeddings.safetensors data/*/manifest.json data/*/root.json models runs metrics metrics.json \
-		reports ablations checkpoints logs .snakemake dvc.lock
+		reports ablations/*/ checkpoints logs .snakemake dvc.lock
 
 install: .venv/.installed  ## create .venv and install everything into it, once
 

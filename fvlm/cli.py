@@ -7,12 +7,13 @@ import json
 import os
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from . import processes
+from .ablations import ABLATIONS
 from .errors import InputError
-from .params import FREEZE_MODES, SETTINGS, Params, load_params, schema
+from .params import SETTINGS, Params, load_params, schema
 from .sync import sync
 
 STAGES = {
@@ -27,11 +28,14 @@ STAGES = {
     "evaluate": "score one setting under every protocol, from its raw detections",
     "first_seed": "copy the first seed's run of one setting to the paths without a seed",
     "report": "render tables, plots and the report page, and metrics.json of report.setting",
-    "freeze_mode": "one run of the freeze ablation (`snakemake freeze_ablation` runs all and compares them)",
-    "freeze_ablation": "table and plot of the freeze ablation's runs",
+    "ablation_text": "text embeddings of an ablation's variant (`snakemake prompt_ablation` runs all that is needed)",
+    "ablation_train": "train the detector of an ablation's variant",
+    "ablation_detect": "run the detector of an ablation's variant over the validation pictures",
+    "ablation_evaluate": "score an ablation's variant",
+    "ablation_table": "table and plot of an ablation, from the scores of its variants",
 }
 WITHOUT_PARAMS = ("predict", "demo", "push")
-TRAINING = ("train", "freeze_mode")  # run in compute.processes processes
+TRAINING = ("train", "ablation_train")  # run in compute.processes processes
 SPLIT_FILES = """a split file names its classes, or chooses them by the frequency that LVIS notes of each category:
 
     name: pets                     # optional; the file's name unless given
@@ -45,6 +49,7 @@ SPLIT_FILES = """a split file names its classes, or chooses them by the frequenc
 classes of the annotations in neither group are not scored
 """
 PER_SETTING = ("splits", "train", "detect", "evaluate", "first_seed", "package")
+PER_VARIANT = ("ablation_text", "ablation_train", "ablation_detect", "ablation_evaluate")
 PER_SEED = ("train", "detect", "evaluate")
 SEED_HELP = (
     "one of the seeds in params.yaml, with files in runs/<setting>_seed<seed>/ (default: the first, in runs/<setting>/)"
@@ -108,13 +113,15 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     options: dict[str, Any] = {}
     if "setting" in arguments:
         asked = params.report.setting if arguments.setting is None else arguments.setting
-        options["setting"] = _known_setting(asked, params)
+        # `snakemake setting_ablation` needs the training splits of settings that the pipeline does not run
+        of_any = arguments.command == "splits"
+        options["setting"] = _known(asked, SETTINGS, "--setting") if of_any else _known_setting(asked, params)
     if "seed" in arguments:
         options["seed"] = _known_seed(arguments.seed, params)
-    if "mode" in arguments:
-        if arguments.mode not in FREEZE_MODES:
-            raise InputError(f"--mode: expected one of {', '.join(FREEZE_MODES)}, got {arguments.mode!r}")
-        options["mode"] = arguments.mode
+    if "name" in arguments:
+        options["name"] = _known(arguments.name, ABLATIONS, "--name")
+    if "variant" in arguments:
+        options["variant"] = _known(arguments.variant, ABLATIONS[arguments.name].variants, "--variant")
     _set_threads(params.compute.threads)
     if arguments.command == "check":
         return 0 if _module("fvlm.check").run(params, json_path=arguments.json, **options) else 1
@@ -180,6 +187,12 @@ def _known_seed(seed: str | None, params: Params) -> int | None:
     return None if seed is None else known[seed]
 
 
+def _known(name: str, known: Collection[str], option: str) -> str:
+    if name not in known:
+        raise InputError(f"{option}: expected one of {', '.join(known)}, got {name!r}")
+    return name
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("fvlm", description="Open-vocabulary detection with F-VLM, stage by stage.")
     parser.add_argument("--params", default="params.yaml", help="params file (default: params.yaml)")
@@ -187,11 +200,14 @@ def _parser() -> argparse.ArgumentParser:
     for name, help in STAGES.items():
         command = commands.add_parser(name, help=help)
         if name in PER_SETTING:
-            command.add_argument("--setting", required=True, help="one of the settings in params.yaml")
+            which = f"one of {', '.join(SETTINGS)}" if name == "splits" else "one of the settings in params.yaml"
+            command.add_argument("--setting", required=True, help=which)
         if name in PER_SEED:
             command.add_argument("--seed", help=SEED_HELP)
-        if name == "freeze_mode":
-            command.add_argument("--mode", required=True, help=f"one of {', '.join(FREEZE_MODES)}")
+        if name in PER_VARIANT or name == "ablation_table":
+            command.add_argument("--name", required=True, help=f"one of {', '.join(ABLATIONS)}")
+        if name in PER_VARIANT:
+            command.add_argument("--variant", required=True, help="one of the ablation's variants")
     check = commands.add_parser(
         "check", help="climb the ladder of checks: where a wrong score comes from, step by step"
     )

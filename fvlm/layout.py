@@ -12,6 +12,7 @@ VLM_CARD = Path("models/vlm.json")
 TEXT_EMBEDDINGS = Path("data/text_embeddings.safetensors")
 COUNTS = Path("data/splits/counts.csv")
 REPORTS = Path("reports")
+ABLATIONS = Path("ablations")
 HEADLINE_METRICS = Path("metrics.json")
 CHECKPOINTS = Path("checkpoints")
 PROTOCOLS = ("base", "novel", "generalized")
@@ -155,9 +156,11 @@ RUN_FILES = {
 }
 
 
-def freeze_mode(mode: str) -> Path:
-    """Folder of one run of the freeze ablation."""
-    return Path(f"ablations/freeze/{mode}")
+def ablation(name: str) -> Path:
+    """Folder of one ablation: its comparison, and a folder for each of its variants."""
+    return ABLATIONS / name
 
 
-FREEZE_TABLE = Path("ablations/freeze/comparison")  # with the suffixes .csv, .md and .png
+def ablation_comparison(name: str) -> Path:
+    """Scores of all variants, which the report page shows; .csv, .md and .png of them stand beside it."""
+    return ablation(name) / "comparison.json"

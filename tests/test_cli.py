@@ -73,7 +73,7 @@ def test_every_finding_in_params_is_a_line_and_no_stage_starts(
 def test_an_unknown_setting_is_told_in_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], setting: str, words: list[str]
 ) -> None:
-    assert cli.main(["splits", "--setting", setting]) == 2
+    assert cli.main(["train", "--setting", setting]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: --setting: ")
     assert all(word in line for word in words)

@@ -76,6 +76,7 @@ def content(**changes) -> page.Content:
         "train_records": {"zsd": RECORD, "ovod": RECORD},
         "evaluate": {"alpha": 0.2, "beta": 0.45},
         "report": {"score_threshold": 0.3},
+        "ablations": [],
         "input_hashes": {"metrics/zsd.json": "dd" * 32},
     }
     return page.Content(**{**parts, **changes})

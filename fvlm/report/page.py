@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..evaluation.curves import MEAN
 from ..params import Setting
-from . import gallery, pictures, plots, published, tables
+from . import ablations, gallery, pictures, plots, published, tables
 from .gallery import Exhibit
 
 TEMPLATE = "page.html.j2"  # with sections.html.j2, page.css and page.js
@@ -59,6 +59,7 @@ class Content:
     train_records: Mapping[Setting, Mapping[str, Any]]  # train.json
     evaluate: Mapping[str, Any]  # params.evaluate
     report: Mapping[str, Any]  # params.report
+    ablations: Sequence[ablations.Shown] = ()  # those that were run
     input_hashes: Mapping[str, str]  # path -> SHA-256 of what the page was made from
 
 
@@ -228,6 +229,10 @@ def _data(content: Content) -> dict[str, Any]:
     }
 
 
+def _ablations(content: Content) -> dict[str, Any] | None:
+    return {"shown": content.ablations} if content.ablations else None
+
+
 def _vlm(content: Content) -> dict[str, Any]:
     return {"card": flatten(content.vlm_card), "pretraining": content.vlm_card["pretraining"]}
 
@@ -258,6 +263,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Content], dict[str, Any] | None]], ...
     ("errors", "Errors", _errors),
     ("fusion", "Fusion weights", _fusion),
     ("losses", "Training losses", _losses),
+    ("ablations", "Ablations", _ablations),
     ("pictures", "Pictures", _gallery),
     ("data", "Data", _data),
     ("vlm", "Vision-language model", _vlm),

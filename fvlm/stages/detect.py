@@ -28,7 +28,9 @@ def run(params: Params, setting: str, seed: int | None = None) -> None:
     )
 
 
-def detect_all(params: Params, model_path: Path, remedy: str, output: Path) -> None:
+def detect_all(
+    params: Params, model_path: Path, remedy: str, output: Path, *, text_path: Path = layout.TEXT_EMBEDDINGS
+) -> None:
     """Run the detector of `model_path` over all validation pictures, so that `evaluate` chooses among them."""
     device = set_up(params.compute)
     detector, card, metadata, model_sha256 = load_trained(model_path, f"run `{remedy}`")
@@ -36,11 +38,9 @@ def detect_all(params: Params, model_path: Path, remedy: str, output: Path) -> N
     manifest = read_json(layout.manifest(params), "data manifest", "run `python -m fvlm download`")
     image_dir = layout.data_root(params) / manifest["val"]["images"]
     check_pictures_exist(split, image_dir)
-    text, text_metadata = load_tensors(layout.TEXT_EMBEDDINGS, "text embeddings", "run `python -m fvlm text`")
+    text, text_metadata = load_tensors(text_path, "text embeddings", "run `python -m fvlm text`")
     if text_metadata.get("vlm_sha256") != card.weights_sha256:
-        raise InputError(
-            f"{layout.TEXT_EMBEDDINGS}: not of the VLM that {model_path} was trained on; run text and train again"
-        )
+        raise InputError(f"{text_path}: not of the VLM that {model_path} was trained on; run text and train again")
     pictures = ValidationPictures(
         split, image_dir, canvas_size=detector.model.image_size, mean=card.image_mean, std=card.image_std
     )

@@ -18,7 +18,7 @@ from ..evaluation.curves import CURVE_COLUMNS, MEAN
 from ..evaluation.errors import ERROR_COLUMNS
 from ..io import read_json, read_text, sha256_of_file, write_aside, write_json, write_text
 from ..params import Params, Setting
-from ..report import gallery, page, pictures, plots, tables
+from ..report import ablations, gallery, page, pictures, plots, tables
 from ..report.pictures import Comparison, Group
 
 LOSS_COLUMNS = ("step", *tables.TERMS)
@@ -135,6 +135,7 @@ def run(params: Params) -> None:
             train_records=records,
             evaluate=dataclasses.asdict(evaluate),
             report=dataclasses.asdict(params.report),
+            ablations=ablations.shown(params, {s: _metrics(layout.metrics(s), makers) for s in params.settings}),
             input_hashes={str(path): sha256_of_file(path) for path in makers},
         )
     )

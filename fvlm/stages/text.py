@@ -1,5 +1,7 @@
 """Stage `text`: embeddings of background and of every class, for all settings and protocols to choose rows from."""
 
+from pathlib import Path
+
 import torch
 from tqdm import tqdm
 
@@ -14,7 +16,12 @@ from ..vlm.text import embed_names
 
 
 def run(params: Params) -> None:
-    """Write data/text_embeddings.safetensors: (1 + 80, D) float32, row 0 background, then classes by ascending id."""
+    """Write data/text_embeddings.safetensors."""
+    embed_all(params, layout.TEXT_EMBEDDINGS)
+
+
+def embed_all(params: Params, output: Path) -> None:
+    """Write the texts' embeddings: (1 + 80, D) float32, row 0 background, then classes by ascending id."""
     device = set_up(params.compute)
     card = load_card(layout.VLM_CARD)
     model = load_clip(layout.VLM_WEIGHTS, card).to(device)
@@ -24,7 +31,7 @@ def run(params: Params) -> None:
     progress = tqdm(names, desc="text", unit="name", disable=None)
     embeddings = torch.cat([embed_names(model, [name], prompts) for name in progress])
     save_tensors(
-        layout.TEXT_EMBEDDINGS,
+        output,
         {"embeddings": embeddings},
         {
             "names": names,

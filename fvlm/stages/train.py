@@ -52,8 +52,10 @@ def run(params: Params, setting: str, seed: int | None = None) -> None:
     )
 
 
-def train_detector(params: Params, setting: str, outputs: Outputs) -> World:
-    """Train the detector of `setting` with `params.train.seed` from the pipeline's files, and write `outputs`.
+def train_detector(
+    params: Params, setting: str, outputs: Outputs, *, text_path: Path = layout.TEXT_EMBEDDINGS
+) -> World:
+    """Train the detector of `setting` with `params.train.seed` and the texts of `text_path`, and write `outputs`.
 
     Called by several processes, they train it together, and rank 0 writes.
 
@@ -70,7 +72,7 @@ def train_detector(params: Params, setting: str, outputs: Outputs) -> World:
     world = World(processes.rank(), processes.join(params.compute))
     split, image_dir, images_sha256 = _training_data(params, setting)
     card = load_card(layout.VLM_CARD)
-    text, text_sha256 = _supervised_text(split, card)
+    text, text_sha256 = _supervised_text(text_path, split, card)
     visual = load_clip(layout.VLM_WEIGHTS, card).visual  # the text tower has spoken, and goes
     inputs = {
         "train_split": sha256_of_file(layout.train_split(setting)),
@@ -178,9 +180,9 @@ def _training_data(params: Params, setting: str) -> tuple[CocoDict, Path, str]:
     return split, image_dir, images_sha256
 
 
-def _supervised_text(split: CocoDict, card: VlmCard) -> tuple[Tensor, str]:
+def _supervised_text(path: Path, split: CocoDict, card: VlmCard) -> tuple[Tensor, str]:
     """(1 + K, D) embeddings of background and the split's classes by rising id, and the hash of the whole table."""
-    path, remedy = layout.TEXT_EMBEDDINGS, "run `python -m fvlm text`"
+    remedy = "run `python -m fvlm text`"
     tensors, metadata = load_tensors(path, "text embeddings", remedy)
     if metadata.get("vlm_sha256") != card.weights_sha256:
         raise InputError(f"{path}: these embeddings are not of the VLM in {layout.VLM_WEIGHTS}; {remedy}")

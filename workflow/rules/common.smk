@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import os
+import re
 import sys
 
 from snakemake.exceptions import WorkflowError
@@ -7,7 +9,11 @@ from snakemake.utils import validate
 
 # the fvlm of this folder, which the stages import, and not another one that is installed
 sys.path.insert(0, os.getcwd())
+from fvlm import layout
+from fvlm.ablations import ABLATIONS, plan
 from fvlm.errors import InputError
+from fvlm.io import sha256_of_file
+from fvlm.params import SETTINGS as ALL_SETTINGS
 from fvlm.params import load_params, read_tree, weights_path
 
 if config:
@@ -19,7 +25,7 @@ if config:
 # Read by the stages' own reader, not by `configfile:`, whose YAML takes 1e-4 for a text and keeps the last of two
 # equal keys; and checked by their own checks, which name every finding on a line of its own.
 try:
-    load_params("params.yaml")
+    PARAMS = load_params("params.yaml")
 except InputError as error:
     raise WorkflowError(str(error)) from None
 config.update(read_tree("params.yaml"))
@@ -63,7 +69,6 @@ MANIFEST = f"data/{config['data']['dataset']}/manifest.json"
 wildcard_constraints:
     setting="|".join(SETTINGS),
     seed="|".join(map(str, SEEDS)),
-    mode="all|norm_eval|none",
 
 
 def sections(*names):
@@ -73,3 +78,43 @@ def sections(*names):
     unnoticed; one string does not. The stages do not see it: they read params.yaml.
     """
     return json.dumps({name: config[name] for name in names}, sort_keys=True)
+
+
+def shown_ablations():
+    """The contents of the ablations that the report would show, as one string for its params.
+
+    No input of the report: Snakemake would then bring each ablation up to date before it, and train for hours. As a param
+    its content reruns the report and nothing else. DVC's twin is the folder `ablations` among the report's deps.
+    """
+    return json.dumps({str(path): sha256_of_file(path) for path in sorted(layout.ABLATIONS.glob("*/comparison.json"))})
+
+
+def planned(wildcards):
+    """How the variant of an ablation is computed."""
+    return plan(PARAMS, wildcards.ablation, wildcards.variant)
+
+
+def of_variant(file):
+    """Input: a file of the variant of an ablation, its own or the pipeline's."""
+
+    def path(wildcards):
+        return str(getattr(planned(wildcards), file))
+
+    return path
+
+
+def sections_of_variant(*names):
+    """As `sections`, with the variant's changes: another value in params.yaml of what it changes does not rerun it."""
+
+    def canonical(wildcards):
+        params = planned(wildcards).params
+        return json.dumps({name: dataclasses.asdict(getattr(params, name)) for name in names}, sort_keys=True)
+
+    return canonical
+
+
+def scores_of_variants(wildcards):
+    """Input: the scores of all variants of an ablation."""
+    return [
+        f"ablations/{wildcards.ablation}/{variant}/scores.json" for variant in ABLATIONS[wildcards.ablation].variants
+    ]

@@ -53,6 +53,8 @@ rule splits:
         "data/splits/train_{setting}.json",
     log:
         "logs/splits/{setting}.log",
+    wildcard_constraints:
+        setting="|".join(ALL_SETTINGS),  # also of those that only `setting_ablation` trains
     conda:
         "../envs/fvlm.yaml"
     params:

@@ -9,6 +9,7 @@ rule report:
         expand("runs/{setting}/model.json", setting=SETTINGS),
         code=[
             "fvlm/stages/report.py",
+            "fvlm/ablations.py",
             "fvlm/data/coco.py",
             "fvlm/data/coco_categories.json",
             "fvlm/data/dataset.py",
@@ -18,6 +19,7 @@ rule report:
             "fvlm/evaluation/curves.py",
             "fvlm/evaluation/errors.py",
             "fvlm/evaluation/hits.py",
+            "fvlm/report/ablations.py",
             "fvlm/report/gallery.py",
             "fvlm/report/page.css",
             "fvlm/report/page.html.j2",
@@ -99,5 +101,6 @@ rule report:
         "../envs/fvlm.yaml"
     params:
         sections=sections("settings", "seeds", "evaluate", "report"),
+        ablations=shown_ablations(),
     shell:
         "python -m fvlm report > {log} 2>&1"
