@@ -29,8 +29,8 @@ class Project:
         self.folder = folder
         self.ran_file = folder.parent / f"{folder.name}.ran"
         for name in (
-            ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "Snakefile", "dvc.yaml", "fvlm", "profiles",
-            "workflow",
+            ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "Snakefile", "ablations/README.md",
+            "dvc.yaml", "fvlm", "profiles", "workflow",
         ):  # fmt: skip
             source, target = ROOT / name, folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,6 +121,44 @@ def test_an_edit_of_a_stages_code_reruns_it_in_both_engines(built_by_snakemake: 
     assert project.ran() == ["report"]
     project.call("python", "-m", "fvlm", "sync")
     assert project.snakemake_has_nothing_to_do()
+
+
+def test_an_ablation_that_was_run_renders_the_report_again_in_both_engines_and_runs_nothing_else(
+    built_by_snakemake: Project,
+) -> None:
+    """Nor does a comparison that params no longer belong to bring `all` to train its variants again."""
+    project = built_by_snakemake
+    folder = project.folder / "ablations" / "freeze"
+    (folder / "none").mkdir(parents=True)
+    (folder / "none" / "model.safetensors").write_text("gigabytes that DVC should not hash")
+    (folder / "comparison.json").write_text("{}")
+    project.call("snakemake", "all", "--cores", "2")
+    assert project.ran() == ["report"]
+    assert project.snakemake_has_nothing_to_do()
+    project.call("dvc", "repro")
+    assert project.ran() == []
+    (folder / "comparison.json").write_text("[]")
+    project.call("dvc", "repro")
+    assert project.ran() == ["report"]
+    project.call("python", "-m", "fvlm", "sync")
+    assert project.snakemake_has_nothing_to_do()
+    assert "ablations" not in project.call("git", "status", "--porcelain")
+
+
+def test_an_ablation_plans_what_the_pipelines_own_run_lacks(built_by_snakemake: Project) -> None:
+    project = built_by_snakemake
+    plan = project.call("snakemake", "setting_ablation", "prompt_ablation", "-n", "--cores", "8")
+    jobs = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", plan, flags=re.MULTILINE)}
+    assert {rule: count for rule, count in jobs.items() if rule not in ("total", "report")} == {
+        "ablation_detect": 4,  # zsd_strict; the pairs of detectors and texts but that of the pipeline
+        "ablation_evaluate": 7,
+        "ablation_table": 2,
+        "ablation_text": 2,
+        "ablation_train": 2,  # zsd_strict; with one template
+        "prompt_ablation": 1,
+        "setting_ablation": 1,
+        "splits": 1,  # of zsd_strict, which is not among settings
+    }
 
 
 def test_metrics_diff_compares_the_settings_and_nothing_retrains(built_by_snakemake: Project) -> None:
