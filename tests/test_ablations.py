@@ -16,7 +16,7 @@ from fvlm.data.coco import load_instances
 from fvlm.data.splits import build_train_split, build_val_split
 from fvlm.errors import InputError
 from fvlm.io import read_json, write_json
-from fvlm.params import load_params, read_tree
+from fvlm.params import Setting, load_params, read_tree
 from fvlm.report import ablations
 from fvlm.stages import (
     ablation_detect,
@@ -163,7 +163,9 @@ def write_scores(params, name, **changes):
         )
 
 
-METRICS = {setting: dict.fromkeys(ablations.METRICS, 5.0) | {"generalized_novel_AP50": 10.0} for setting in ("zsd",)}
+METRICS: dict[Setting, dict[str, float]] = {
+    "zsd": dict.fromkeys(ablations.METRICS, 5.0) | {"generalized_novel_AP50": 10.0}
+}
 
 
 @pytest.fixture
@@ -207,7 +209,7 @@ def test_an_ablation_of_other_params_or_of_an_earlier_run_is_called_so(params):
     assert stale(with_changes(params, {"train.background_weight": 0.5})) is None, "each variant sets its own"
     assert stale(with_changes(params, {"train.workers": 3})) is None, "that changes no score"
     assert stale(with_changes(params, {"train.steps": 7})) == "0.2 had train.steps 450 and would have 7 now"
-    again = {"zsd": {**METRICS["zsd"], "generalized_base_AP50": 6.0}}
+    again: dict[Setting, dict[str, float]] = {"zsd": {**METRICS["zsd"], "generalized_base_AP50": 6.0}}
     assert stale(params, again) == "0.2 is the pipeline's run, and the pipeline has run again since, with other scores"
 
 
