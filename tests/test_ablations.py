@@ -89,7 +89,7 @@ def built(world):  # noqa: F811
     coco = load_instances(Path("pictures/annotations/instances_train2017.json"))
     manifest = read_json(layout.manifest(world), "manifest", "")
     write_json(layout.manifest(world), {**manifest, "val": {"images": "train2017"}})
-    for protocol in layout.PROTOCOLS:
+    for protocol in layout.VAL_SPLITS:
         write_json(layout.val_split(protocol), build_val_split(coco, protocol))
     write_json(layout.train_split("zsd_strict"), build_train_split(coco, "zsd_strict", keep_empty=False))
     for setting in world.settings:

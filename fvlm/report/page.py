@@ -15,7 +15,8 @@ import pandas as pd
 
 from ..evaluation.curves import MEAN
 from ..params import Setting
-from . import ablations, gallery, pictures, plots, published, tables
+from . import gallery, pictures, plots, published, tables
+from .ablations import Shown
 from .gallery import Exhibit
 
 TEMPLATE = "page.html.j2"  # with sections.html.j2, page.css and page.js
@@ -59,7 +60,7 @@ class Content:
     train_records: Mapping[Setting, Mapping[str, Any]]  # train.json
     evaluate: Mapping[str, Any]  # params.evaluate
     report: Mapping[str, Any]  # params.report
-    ablations: Sequence[ablations.Shown] = ()  # those that were run
+    ablations: Sequence[Shown] = ()  # those that were run
     input_hashes: Mapping[str, str]  # path -> SHA-256 of what the page was made from
 
 
