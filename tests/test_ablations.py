@@ -13,7 +13,7 @@ from test_stage_train import world  # noqa: F401 (a fixture)
 from fvlm import layout
 from fvlm.ablations import ABLATIONS, ONE_TEMPLATE, plan, with_changes
 from fvlm.data.coco import load_instances
-from fvlm.data.splits import build_train_split, build_val_split
+from fvlm.data.splits import build_train_split, build_val_all, build_val_split
 from fvlm.errors import InputError
 from fvlm.io import read_json, write_json
 from fvlm.params import Setting, load_params, read_tree
@@ -89,8 +89,9 @@ def built(world):  # noqa: F811
     coco = load_instances(Path("pictures/annotations/instances_train2017.json"))
     manifest = read_json(layout.manifest(world), "manifest", "")
     write_json(layout.manifest(world), {**manifest, "val": {"images": "train2017"}})
-    for protocol in layout.VAL_SPLITS:
+    for protocol in layout.PROTOCOLS:
         write_json(layout.val_split(protocol), build_val_split(coco, protocol))
+    write_json(layout.val_split("all"), build_val_all(coco))
     write_json(layout.train_split("zsd_strict"), build_train_split(coco, "zsd_strict", keep_empty=False))
     for setting in world.settings:
         train.run(world, setting)
