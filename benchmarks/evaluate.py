@@ -134,7 +134,7 @@ def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
     while process.poll() is None:
         with contextlib.suppress(OSError):  # a process that has ended, or no Linux
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            peak[0] = max(peak[0], sum(_pss(int(pid)) for pid in (process.pid, *children)))
+            peak[0] = max(peak[0], sum(_pss(int(pid)) for pid in (str(process.pid), *children)))
         time.sleep(0.5)
 
 
@@ -321,9 +321,9 @@ def _empty_file(path: Path, shapes: dict[str, tuple[int, ...]], metadata: dict[s
         file.truncate(8 + len(text) + end)
     arrays = {}
     for name, shape in shapes.items():
-        dtype = np.dtype(str(TENSOR_DTYPES[name]).removeprefix("torch."))
+        number = np.dtype(str(TENSOR_DTYPES[name]).removeprefix("torch."))
         offset = 8 + len(text) + header[name]["data_offsets"][0]
-        arrays[name] = np.memmap(path, dtype=dtype, mode="r+", offset=offset, shape=shape)
+        arrays[name] = np.memmap(path, dtype=number, mode="r+", offset=offset, shape=shape)
     return arrays
 
 

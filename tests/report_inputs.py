@@ -106,10 +106,10 @@ def _write_run(setting: str, split: dict, rng: np.random.Generator, params: Para
     write_csv(layout.fusion_sweep(setting), sweep, list(sweep[0]))
     _write_variants(setting, rng)
 
-    fused, alone = (_detections(split, chance, rng) for chance in (found, found - 0.15))
-    write_json(layout.detections(setting), fused, compact=True)
-    write_json(layout.detector_only_detections(setting), alone, compact=True)
-    matches = {words: match(results, split) for words, results in (("fused", fused), ("detector only", alone))}
+    of_fused, of_detector = (_detections(split, chance, rng) for chance in (found, found - 0.15))
+    write_json(layout.detections(setting), of_fused, compact=True)
+    write_json(layout.detector_only_detections(setting), of_detector, compact=True)
+    matches = {words: match(results, split) for words, results in (("fused", of_fused), ("detector only", of_detector))}
     write_csv(layout.precision_recall(setting), list(precision_recall(matches["fused"], novel_names())), CURVE_COLUMNS)
     causes = [row for words, matched in matches.items() for row in errors(matched, novel_names(), words)]
     write_csv(layout.errors(setting), causes, ERROR_COLUMNS)

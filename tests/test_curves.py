@@ -4,6 +4,7 @@ from raw_world import EVALUATE, made_up_coco, made_up_raw, val_splits
 
 from fvlm.data.splits import novel_names
 from fvlm.evaluation.curves import CURVE_COLUMNS, precision_recall
+from fvlm.evaluation.detections import coco_results
 from fvlm.evaluation.hits import match
 from fvlm.evaluation.scoring import score
 
@@ -13,7 +14,9 @@ def scored():
     coco = made_up_coco(images=26)
     splits = val_splits(coco)
     scores = score(made_up_raw(coco), splits, EVALUATE)
-    return scores, pd.DataFrame(precision_recall(match(scores.detections, splits["generalized"]), novel_names()))
+    return scores, pd.DataFrame(
+        precision_recall(match(coco_results(scores.detections), splits["generalized"]), novel_names())
+    )
 
 
 def test_the_mean_precision_of_a_class_is_its_ap50(scored):

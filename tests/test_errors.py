@@ -4,6 +4,7 @@ from raw_world import EVALUATE, made_up_coco, made_up_raw, val_splits
 from test_ap import dataset, result, truth
 
 from fvlm.data.splits import novel_names
+from fvlm.evaluation.detections import coco_results
 from fvlm.evaluation.errors import ERROR_COLUMNS, KINDS, errors, kinds_of, missed
 from fvlm.evaluation.hits import NOTHING, match
 from fvlm.evaluation.scoring import score
@@ -132,7 +133,7 @@ def test_every_group_starts_from_its_ap50_and_the_groups_add_up():
     coco = made_up_coco(images=26)
     splits = val_splits(coco)
     scores = score(made_up_raw(coco), splits, EVALUATE)
-    rows = list(errors(match(scores.detections, splits["generalized"]), novel_names(), "fused"))
+    rows = list(errors(match(coco_results(scores.detections), splits["generalized"]), novel_names(), "fused"))
     assert [tuple(row) for row in rows] == [ERROR_COLUMNS] * len(KINDS) * 3
     table = {(row["group"], row["error"]): row for row in rows}
     for error in KINDS:

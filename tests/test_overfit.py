@@ -14,7 +14,8 @@ from fvlm.data.dataset import TrainingPictures, ValidationPictures
 from fvlm.data.splits import base_names, build_train_split
 from fvlm.detector.detector import build_detector
 from fvlm.evaluation.ap import average_precision, group_mean
-from fvlm.evaluation.protocols import detections_of, protocols
+from fvlm.evaluation.detections import detections_of
+from fvlm.evaluation.protocols import protocols
 from fvlm.evaluation.raw import RawDetections
 from fvlm.params import load_params
 from fvlm.stages.detect import run_detector

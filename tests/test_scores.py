@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -116,14 +117,12 @@ def test_without_background_the_classes_share_all_the_probability():
 def test_a_masked_class_is_as_if_it_were_not_there(renormalise):
     generator = torch.Generator().manual_seed(1)
     detector, vlm = torch.rand(2, 20, 6, generator=generator)
-    few = [class_log_probs(s[:, :4], 0.1) for s in (detector, vlm)]
-    masked = []
-    for similarity in (detector, vlm):
-        similarity[:, 4:] = -torch.inf
-        masked.append(class_log_probs(similarity, 0.1))
+    few = class_log_probs(detector[:, :4], 0.1), class_log_probs(vlm[:, :4], 0.1)
+    detector[:, 4:] = vlm[:, 4:] = -torch.inf
+    masked = class_log_probs(detector, 0.1), class_log_probs(vlm, 0.1)
     for alpha, beta in ((0.0, 0.0), (0.2, 0.6), (1.0, 1.0)):
         supervised = torch.tensor([True, False, True, True, False])
-        options = {"alpha": alpha, "beta": beta, "renormalise": renormalise}
-        fused = fuse_scores(*masked, supervised, **options)
-        torch.testing.assert_close(fused[:, :4], fuse_scores(*few, supervised[:3], **options))
+        weigh = partial(fuse_scores, alpha=alpha, beta=beta, renormalise=renormalise)
+        fused = weigh(*masked, supervised)
+        torch.testing.assert_close(fused[:, :4], weigh(*few, supervised[:3]))
         assert (fused[:, 4:] == 0).all()
