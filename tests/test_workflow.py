@@ -17,7 +17,9 @@ pytest.importorskip("snakemake", reason="Snakemake 9.27 does not exist for Pytho
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-AFTER_EVALUATE = ["evaluate@ovod-0", "evaluate@zsd-0", "first_seed@ovod", "first_seed@zsd", "report"]
+AFTER_EVALUATE = [
+    "evaluate@ovod-0", "evaluate@zsd-0", "first_seed@ovod", "first_seed@zsd", "package@ovod", "package@zsd", "report",
+]  # fmt: skip
 AFTER_TRAIN = sorted(["detect@ovod-0", "detect@zsd-0", "train@ovod-0", "train@zsd-0", *AFTER_EVALUATE])
 EVERY_STAGE = sorted(["download", "splits@ovod", "splits@zsd", "text", "val_splits", "vlm", *AFTER_TRAIN])
 
@@ -193,7 +195,8 @@ def test_settings_of_params_are_the_settings_that_run(tmp_path: Path) -> None:
     project.edit(lambda tree: tree.update(settings=["zsd_strict"]) or tree["report"].update(setting="zsd_strict"))
     project.call("snakemake", "all", "--cores", "2", "--no-hooks")
     assert [stage for stage in project.ran() if "@" in stage] == [
-        "detect@zsd_strict-0", "evaluate@zsd_strict-0", "first_seed@zsd_strict", "splits@zsd_strict",
+        "detect@zsd_strict-0", "evaluate@zsd_strict-0", "first_seed@zsd_strict", "package@zsd_strict",
+        "splits@zsd_strict",
         "train@zsd_strict-0",
     ]  # fmt: skip
 
