@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ import torch
 from fvlm.compute import set_up_cpu
 from fvlm.data.coco import categories, category_records
 from fvlm.data.splits import base_names, build_val_all, build_val_split, novel_names
-from fvlm.evaluation.ap import average_precision
+from fvlm.evaluation.ap import ClassScore, average_precision, group_mean
 from fvlm.evaluation.detections import coco_results, detect_cases
 from fvlm.evaluation.matching import Truth, class_scores, count
 from fvlm.evaluation.protocols import case_of, protocols
@@ -177,6 +177,12 @@ def _sweep(folder: Path, evaluate: Evaluate) -> list[dict[str, Any]]:
     return [_row("sweep", None, _cpu_seconds(), own["generalized_novel_AP50"])]
 
 
+def _mean_ap50(scores: Mapping[str, ClassScore | None]) -> float:
+    """AP50 of the novel classes; 0 where a world of few pictures has a box of none."""
+    mean = group_mean(scores, novel_names())
+    return mean.AP50 if mean else 0.0
+
+
 def _counting(folder: Path, evaluate: Evaluate) -> list[dict[str, Any]]:
     raw, splits = _read(folder)
     split = splits["generalized"]
@@ -188,11 +194,11 @@ def _counting(folder: Path, evaluate: Evaluate) -> list[dict[str, Any]]:
     def ours() -> float:
         truth = Truth.of(split)
         scores = class_scores(count(found, truth), truth)
-        return float(np.mean([scores[name].AP50 for name in novel_names()]))  # type: ignore[union-attr]
+        return _mean_ap50(scores)
 
     def faster() -> float:
         scores = average_precision(results, split)
-        return float(np.mean([scores[name].AP50 for name in novel_names()]))  # type: ignore[union-attr]
+        return _mean_ap50(scores)
 
     def plain() -> float:
         from pycocotools.coco import COCO
@@ -209,7 +215,7 @@ def _counting(folder: Path, evaluate: Evaluate) -> list[dict[str, Any]]:
             evaluator.accumulate()
         names = [category["name"] for category in sorted(split["categories"], key=lambda c: c["id"])]
         precision = evaluator.eval["precision"][0, :, [name in novel_names() for name in names], 0, 0]
-        return float(100 * precision.mean())
+        return float(100 * precision[precision > -1].mean())  # -1: a class without a box
 
     for name, work in (("counting, fvlm", ours), ("faster-coco-eval", faster), ("pycocotools", plain)):
         began, began_cpu = time.perf_counter(), time.process_time()

@@ -15,6 +15,7 @@ from raw_world import EVALUATE, made_up_coco, made_up_raw, val_splits
 from fvlm.cli import main
 from fvlm.data.coco import category_records
 from fvlm.data.splits import base_names, novel_names
+from fvlm.evaluation.detections import coco_results
 from fvlm.evaluation.scoring import DECIMALS
 from fvlm.evaluation.scoring import score as score_raw
 
@@ -217,7 +218,7 @@ def own_world() -> dict[str, Any]:
     coco = made_up_coco()
     splits = val_splits(coco)
     scores = score_raw(made_up_raw(coco), splits, EVALUATE)
-    write(scores.detections, splits["generalized"])
+    write(coco_results(scores.detections), splits["generalized"])
     return scores.metrics
 
 
