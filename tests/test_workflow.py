@@ -212,7 +212,7 @@ def test_a_seed_that_is_added_dropped_or_moved_trains_no_other_again(tmp_path: P
     assert project.ran() == ["detect@zsd-2", "evaluate@zsd-2", "report", "train@zsd-2"]
     project.edit(lambda tree: tree.update(seeds=[1, 2]))
     project.call(*engine.split())
-    assert project.ran() == ["first_seed@zsd", "report"]
+    assert project.ran() == ["first_seed@zsd", "package@zsd", "report"]
     assert "zsd_seed2" in project.call("dvc", "metrics", "show")
 
 
