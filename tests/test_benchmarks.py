@@ -71,7 +71,7 @@ def test_evaluation_is_timed_and_all_three_counts_agree(tmp_path, capfd):
     assert 5 < novel < 95
     assert all(row["AP50 novel"] == pytest.approx(novel, abs=1e-4) for row in rows.values())
     assert all(rows[name]["peak GiB"] > 0.1 and rows[name]["s"] > 0 for name in ("protocol", "sweep"))
-    assert not result["limit_passed"]
+    assert not result["limit_exceeded"]
     assert "limits: one protocol 60 s and 4 GiB, sweep 600 s: kept" in capfd.readouterr().out
 
 
