@@ -36,15 +36,14 @@ from .evaluation.regions import average_recall, best_overlaps, classify_boxes
 from .io import read_json, read_text, write_json
 from .layout import Run
 from .params import Params
-from .tensors import load_tensors
+from .tensors import load_tensors, tensors_below
 from .vlm.clip import VlmCard, load_card, load_clip
+from .vlm.freeze import DETECTOR_TOWER, IMAGE_TOWER
 from .vlm.golden import compare, golden_values
 from .vlm.prompts import CLIP_TEMPLATES
 
 PICTURES = 500  # of the validation pictures that rung `regions` looks at, evenly spread: 3,300 boxes of COCO's
 WIDTH = 120  # of a printed line
-VLM_TOWER = "visual."  # prefix of the image tower's tensors in the VLM's file
-DETECTOR_TOWER = "tower.visual."  # and in a detector's
 
 
 def run(params: Params, setting: str, json_path: str | None, seed: int | None = None) -> bool:
@@ -168,8 +167,8 @@ def _tower(params: Params, run: Run) -> Rung:
         freeze=record["freeze"],
         before=record["tower_sha256_before"],
         after=record["tower_sha256_after"],
-        vlm=_below(VLM_TOWER, vlm),
-        trained=_below(DETECTOR_TOWER, trained),
+        vlm=tensors_below(IMAGE_TOWER, vlm),
+        trained=tensors_below(DETECTOR_TOWER, trained),
     )
 
 
@@ -291,17 +290,13 @@ def _metrics(run: Run) -> dict[str, float]:
 def _swept_novel(run: Run) -> dict[tuple[float, float], float]:
     """Novel AP50 of the sweep's pairs (alpha, beta) at the headline's temperature and NMS, which come first."""
     path, remedy = layout.fusion_sweep(run.name), f"run `python -m fvlm evaluate {run.options}`"
-    table = csv.DictReader(io.StringIO(read_text(path, "fusion sweep", remedy)))
+    rows = list(csv.DictReader(io.StringIO(read_text(path, "fusion sweep", remedy))))
     try:
-        rows = [(row["vlm_temperature"], row["nms_iou"], row) for row in table]
         return {
             (float(row["alpha"]), float(row["beta"])): float(row["generalized_novel_AP50"])
-            for *others, row in rows
-            if others == list(rows[0][:2]) and row["generalized_novel_AP50"]  # empty where no novel box is to be found
+            for row in rows
+            if all(row[fixed] == rows[0][fixed] for fixed in ("vlm_temperature", "nms_iou"))
+            and row["generalized_novel_AP50"]  # empty where no novel box is to be found
         }
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path}: expected the table that `evaluate` writes, got something else; {remedy}") from None
-
-
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

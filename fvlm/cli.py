@@ -12,6 +12,7 @@ from typing import Any
 
 from . import processes
 from .ablations import ABLATIONS
+from .data.class_split import SPLIT_FILES
 from .errors import InputError
 from .params import SETTINGS, Params, load_params, schema
 from .sync import sync
@@ -24,9 +25,9 @@ STAGES = {
     "text": "cache the text embeddings of background and every class",
     "train": "train the detector of one setting",
     "detect": "run the detector of one setting over the validation pictures, once",
-    "package": "make runs/<setting>/ a model folder, which can be copied, pushed and loaded anywhere",
     "evaluate": "score one setting under every protocol, from its raw detections",
     "first_seed": "copy the first seed's run of one setting to the paths without a seed",
+    "package": "make runs/<setting>/ a model folder, which can be copied, pushed and loaded anywhere",
     "report": "render tables, plots and the report page, and metrics.json of report.setting",
     "ablation_text": "text embeddings of an ablation's variant (`snakemake prompt_ablation` runs all that is needed)",
     "ablation_train": "train the detector of an ablation's variant",
@@ -36,18 +37,6 @@ STAGES = {
 }
 WITHOUT_PARAMS = ("predict", "demo", "push")
 TRAINING = ("train", "ablation_train")  # run in compute.processes processes
-SPLIT_FILES = """a split file names its classes, or chooses them by the frequency that LVIS notes of each category:
-
-    name: pets                     # optional; the file's name unless given
-    base: [cat, dog, horse]
-    novel: [hamster, parrot]
-
-    name: LVIS, rare as novel
-    base: {frequency: [c, f]}
-    novel: {frequency: [r]}
-
-classes of the annotations in neither group are not scored
-"""
 PER_SETTING = ("splits", "train", "detect", "evaluate", "first_seed", "package")
 PER_VARIANT = ("ablation_text", "ablation_train", "ablation_detect", "ablation_evaluate")
 PER_SEED = ("train", "detect", "evaluate")

@@ -1,17 +1,4 @@
-"""Which classes are base and which novel: the open-vocabulary split of COCO, or a split of any data set from YAML.
-
-A split file names its classes, or chooses them by the frequency that LVIS notes of each category:
-
-    name: pets                     # optional; the file's name unless given
-    base: [cat, dog, horse]
-    novel: [hamster, parrot]
-
-    name: LVIS, rare as novel
-    base: {frequency: [c, f]}
-    novel: {frequency: [r]}
-
-Classes of the data set that are neither base nor novel are not scored.
-"""
+"""Which classes are base and which novel: COCO's open-vocabulary split, or one of any data set from a YAML file."""
 
 import difflib
 from collections import Counter
@@ -24,6 +11,18 @@ from ..errors import InputError
 from ..params import read_tree
 from .splits import base_names, novel_names
 
+SPLIT_FILES = """a split file names its classes, or chooses them by the frequency that LVIS notes of each category:
+
+    name: pets                     # optional; the file's name unless given
+    base: [cat, dog, horse]
+    novel: [hamster, parrot]
+
+    name: LVIS, rare as novel
+    base: {frequency: [c, f]}
+    novel: {frequency: [r]}
+
+classes of the annotations in neither group are not scored
+"""
 OVCOCO = "ovcoco"
 GROUPS = ("base", "novel")
 REMEDY = "see `python -m fvlm score --help` for what a split file holds"
@@ -44,7 +43,7 @@ def class_split(split: str, categories: Sequence[Mapping[str, Any]], needed: Seq
 
     Args:
         split: "ovcoco" (48 base and 17 novel classes of COCO, found by name whatever their ids), or a YAML file as in
-            this module's head.
+            `SPLIT_FILES`.
         categories: "id", "name" and, for LVIS, "frequency" each; ids and names are unique.
         needed: those of `GROUPS` whose classes must all be among `categories`; of the others some may be missing.
         where: the annotation file, for the error message.

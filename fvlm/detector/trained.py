@@ -11,7 +11,7 @@ from ..data.transforms import scale_xyxy
 from ..errors import InputError
 from ..params import Model
 from ..tensors import load_tensors, sha256_of_tensors
-from ..vlm.clip import VlmCard, build_clip
+from ..vlm.clip import VlmCard, build_clip, differences
 from .detector import FVLM, Regions, build_detector
 
 FIELDS = ("proposals", "proposal_scores", "boxes", "detector_similarity", "vlm_similarity")
@@ -38,11 +38,7 @@ def load_trained(path: Path, remedy: str) -> tuple[FVLM, VlmCard, dict[str, Any]
     expected = {name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
-        name = next(n for n in sorted(expected | found) if expected.get(n) != found.get(n))
-        raise InputError(
-            f"{path}: a model of another architecture: {name} should be {expected.get(name, 'absent')}, "
-            f"is {found.get(name, 'absent')}; {remedy}"
-        )
+        raise InputError(f"{path}: a model of another architecture: {differences(expected, found)}; {remedy}")
     detector.load_state_dict(tensors)
     return detector.eval(), card, metadata, sha256_of_tensors(tensors)
 

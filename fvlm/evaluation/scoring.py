@@ -96,6 +96,12 @@ def score(raw: RawDetections, splits: Mapping[str, CocoDict], evaluate: Evaluate
     )
 
 
+def headline(metrics: Mapping[str, float]) -> str:
+    """A run's three numbers that are quoted first, in words."""
+    shown = ", ".join(f"{group} {metrics[f'generalized_{group}_AP50']:.1f}" for group in ("novel", "base", "all"))
+    return f"generalized AP50 {shown}"
+
+
 def generalized_ap50(
     raw: RawDetections,
     splits: Mapping[str, CocoDict],

@@ -171,12 +171,7 @@ def per_class(tables: Mapping[Setting, pd.DataFrame], *, order_by: Setting) -> F
         row[0].set_yticks(range(len(block)), labels, fontsize=8.5)
         row[0].set_ylabel(f"{len(block)} {group} classes (boxes in val)", fontsize=10)
         row[0].set_ylim(len(block) - 0.4, -0.6)
-    handles = [
-        Patch(color=COLOURS["novel"], label="novel, fused"),
-        Patch(color=COLOURS["base"], label="base, fused"),
-        Line2D([], [], **_RING, label="detector only"),
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
+    _group_legend(figure)
     return figure
 
 
@@ -239,13 +234,17 @@ def errors(tables: Mapping[Setting, pd.DataFrame]) -> Figure:
     grid[0, 0].invert_yaxis()
     for axes in grid[-1]:
         axes.set_xlabel("points of AP50 gained if all of a kind were put right")
+    _group_legend(figure)
+    return figure
+
+
+def _group_legend(figure: Figure) -> None:
     handles = [
         Patch(color=COLOURS["novel"], label="novel, fused"),
         Patch(color=COLOURS["base"], label="base, fused"),
         Line2D([], [], **_RING, label="detector only"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
-    return figure
 
 
 _RING: dict[str, Any] = {

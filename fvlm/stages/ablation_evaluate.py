@@ -10,14 +10,12 @@ from ..ablations import plan
 from ..compute import set_up_cpu
 from ..data.coco import load_instances
 from ..evaluation.raw import RawDetections
-from ..evaluation.scoring import score
+from ..evaluation.scoring import headline, score
 from ..io import read_json, write_json
 from ..params import Params
-from ..tensors import load_tensors
-from ..vlm.freeze import statistics_shift
+from ..tensors import load_tensors, tensors_below
+from ..vlm.freeze import DETECTOR_TOWER, IMAGE_TOWER, statistics_shift
 
-TOWER = "tower.visual."  # prefix of the image tower's tensors in a model file
-VLM_TOWER = "visual."  # and in the VLM's
 SECTIONS = ("data", "vlm", "splits", "text", "model", "train", "evaluate")  # those that can change a score
 
 
@@ -51,18 +49,14 @@ def run(params: Params, name: str, variant: str) -> None:
             "params": {section: dataclasses.asdict(getattr(chosen.params, section)) for section in SECTIONS},
         },
     )
-    shown = ", ".join(
-        f"{group} {scores.metrics[f'generalized_{group}_AP50']:.1f}" for group in ("novel", "base", "all")
-    )
-    print(f"ablation {name}, {variant}: generalized AP50 {shown}", flush=True)
+    print(f"ablation {name}, {variant}: {headline(scores.metrics)}", flush=True)
 
 
 def _tower(model: Path, remedy: str) -> dict[str, float | bool]:
     """What training did to the image tower: the VLM's tensors against those of `model`."""
     vlm, _ = load_tensors(layout.VLM_WEIGHTS, "the VLM's weights", "run `python -m fvlm vlm`")
     detector, _ = load_tensors(model, "detector", remedy)
-    before = {name.removeprefix(VLM_TOWER): t for name, t in vlm.items() if name.startswith(VLM_TOWER)}
-    after = {name.removeprefix(TOWER): t for name, t in detector.items() if name.startswith(TOWER)}
+    before, after = tensors_below(IMAGE_TOWER, vlm), tensors_below(DETECTOR_TOWER, detector)
     return {
         "running_statistics_shift": round(statistics_shift(before, after), 6),
         "tower_unchanged": all(torch.equal(tensor, after[name]) for name, tensor in before.items()),

@@ -10,7 +10,7 @@ from ..evaluation.detections import coco_results
 from ..evaluation.errors import ERROR_COLUMNS, errors
 from ..evaluation.hits import match
 from ..evaluation.raw import RawDetections
-from ..evaluation.scoring import PER_CLASS_COLUMNS, score
+from ..evaluation.scoring import PER_CLASS_COLUMNS, headline, score
 from ..io import write_csv, write_json
 from ..params import Params
 
@@ -49,7 +49,4 @@ def run(params: Params, setting: str, seed: int | None = None) -> None:
     write_json(layout.detections(run_name), results["fused"], compact=True)
     write_json(layout.detector_only_detections(run_name), results["detector only"], compact=True)
     write_json(layout.metrics(run_name), scores.metrics)
-    shown = ", ".join(
-        f"{group} {scores.metrics[f'generalized_{group}_AP50']:.1f}" for group in ("novel", "base", "all")
-    )
-    print(f"evaluate {run_name}: generalized AP50 {shown}", flush=True)
+    print(f"evaluate {run_name}: {headline(scores.metrics)}", flush=True)

@@ -59,10 +59,10 @@ def run(params: Params) -> None:
         raise InputError("\n".join(missing))
 
     chosen = params.report.setting
-    metrics = {
-        setting: tables.over_seeds([_metrics(path, makers) for path in _metrics_paths(params, setting)])
-        for setting in params.settings
+    of_seeds = {
+        setting: [_metrics(path, makers) for path in _metrics_paths(params, setting)] for setting in params.settings
     }
+    metrics = {setting: tables.over_seeds(runs) for setting, runs in of_seeds.items()}
     comparison = tables.comparison(metrics)
     curves = {setting: _table(layout.losses(setting), LOSS_COLUMNS, makers) for setting in params.settings}
     sweeps = {setting: _table(layout.fusion_sweep(setting), SWEEP_COLUMNS, makers) for setting in params.settings}
@@ -135,7 +135,7 @@ def run(params: Params) -> None:
             train_records=records,
             evaluate=dataclasses.asdict(evaluate),
             report=dataclasses.asdict(params.report),
-            ablations=ablations.shown(params, {s: _metrics(layout.metrics(s), makers) for s in params.settings}),
+            ablations=ablations.shown(params, {setting: runs[0] for setting, runs in of_seeds.items()}),
             input_hashes={str(path): sha256_of_file(path) for path in makers},
         )
     )

@@ -14,6 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..params import FREEZE_MODES, FreezeMode
 
+IMAGE_TOWER = "visual."  # prefix of the image tower's tensors in CLIP's state dict
+DETECTOR_TOWER = "tower." + IMAGE_TOWER  # and in a detector's
+
 
 def freeze(visual: ModifiedResNet, mode: FreezeMode) -> None:
     """Freeze `visual` in place. To be called again after every `train()`, which undoes it.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .clip import build_clip, differences
+from .freeze import IMAGE_TOWER
 
-IMAGE_TOWER = "visual."  # prefix of the image tower's tensors in CLIP's state dict
 PROBE = "a photo of 2 TRAFFIC-lights, a naïve café's 犬."  # case, digits, accents, marks and bytes of other scripts
 PROBE_TOKENS = 20  # of PROBE, start and end mark included
 
