@@ -36,7 +36,7 @@ install: .venv/.installed  ## create .venv and install everything into it, once
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 10) and \
 		f"fvlm: expected Python >= 3.10, got {v}; name a newer one: make run PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,demo]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,demo,onnx]"
 	@$(BIN)/python -c "import torchvision" 2>/dev/null || { echo "fvlm: torchvision does not load with this torch: a CPU-only \
 	build of torch does not go with torchvision's ordinary wheel; install both from the same index" >&2; exit 1; }
 	@touch $@

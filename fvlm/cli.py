@@ -35,8 +35,10 @@ STAGES = {
     "ablation_evaluate": "score an ablation's variant",
     "ablation_table": "table and plot of an ablation, from the scores of its variants",
 }
-WITHOUT_PARAMS = ("predict", "demo", "push")
+WITHOUT_PARAMS = ("predict", "demo", "push", "export")
 TRAINING = ("train", "ablation_train")  # run in compute.processes processes
+MODEL = "runs/zsd"
+MODEL_HELP = f"model folder or hf-hub:<owner>/<name> (default: {MODEL})"
 PER_SETTING = ("splits", "train", "detect", "evaluate", "first_seed", "package")
 PER_VARIANT = ("ablation_text", "ablation_train", "ablation_detect", "ablation_evaluate")
 PER_SEED = ("train", "detect", "evaluate")
@@ -129,11 +131,12 @@ def _on_a_model(arguments: argparse.Namespace) -> int:
         folder = _module("fvlm.predict.folder")
         print(folder.push(arguments.model, arguments.repository, private=arguments.private))
         return 0
-    module = {"predict": "fvlm.predict.command", "demo": "fvlm.demo.command"}[arguments.command]
+    modules = {"predict": "fvlm.predict.command", "demo": "fvlm.demo.command", "export": "fvlm.predict.export"}
+    module = modules[arguments.command]
     options = vars(arguments)
     for name in ("command", "params"):
         options.pop(name)
-    _set_threads(options["threads"])
+    _set_threads(options.get("threads", 1))
     return int(_module(module).run(**options))
 
 
@@ -227,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--json", metavar="FILE", help="write the outcome there too, with full precision")
     _add_predict(commands.add_parser("predict", help="find what words name on pictures, with a trained model"))
     _add_demo(commands.add_parser("demo", help="a page in the browser: drop a picture, type words, see boxes"))
+    _add_export(commands.add_parser("export", help="write a trained model for fixed names as one ONNX file"))
     push = commands.add_parser("push", help="upload a model folder to the Hugging Face Hub")
     push.add_argument("model", help="model folder, as runs/zsd")
     push.add_argument("repository", help="hf-hub:<owner>/<name>, created if need be")
@@ -242,15 +246,28 @@ def _add_predict(command: argparse.ArgumentParser) -> None:
     add(
         "pictures", nargs="+", metavar="PICTURE|FOLDER|GLOB", help="where to look; a folder means all pictures below it"
     )
-    add("--classes", metavar="NAMES", help='what to look for: "dog, red bus"; any words')
-    add("--classes-file", metavar="FILE", help="names from a text file, one a line")
+    _add_names(command)
     add("--threshold", type=float, default=0.3, help="least score of a box, 0 to 1 (default: 0.3)")
-    add("--alpha", type=float, help="weight of the VLM for classes that had boxes in training (default: the model's)")
-    add("--beta", type=float, help="weight of the VLM for all other names (default: the model's)")
     add("--save", metavar="OUT", help="draw the boxes: a folder, or a .jpg or .png file for a single picture")
     add("--json", dest="json_path", metavar="FILE", help="write a COCO results list")
     add("--batch-size", type=_positive, default=8, help="pictures that the network sees at once (default: 8)")
     _add_model(command)
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("output", metavar="FILE.onnx", help="where to write it")
+    _add_names(command)
+    add("--threshold", type=float, help="least score of a box, 0 to 1 (default: the model's)")
+    add("--model", default=MODEL, help=MODEL_HELP)
+
+
+def _add_names(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--classes", metavar="NAMES", help='what to look for: "dog, red bus"; any words')
+    add("--classes-file", metavar="FILE", help="names from a text file, one a line")
+    add("--alpha", type=float, help="weight of the VLM for classes that had boxes in training (default: the model's)")
+    add("--beta", type=float, help="weight of the VLM for all other names (default: the model's)")
 
 
 def _add_demo(command: argparse.ArgumentParser) -> None:
@@ -262,7 +279,7 @@ def _add_demo(command: argparse.ArgumentParser) -> None:
 
 def _add_model(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--model", default="runs/zsd", help="model folder or hf-hub:<owner>/<name> (default: runs/zsd)")
+    add("--model", default=MODEL, help=MODEL_HELP)
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute (default: cpu)")
     add("--threads", type=_positive, default=os.cpu_count() or 1, help="CPU threads (default: all cores)")
     add("--precision", choices=["float32", "bfloat16"], default="float32", help="bfloat16 pays on a GPU")

@@ -107,6 +107,10 @@ def model_record(setting: str) -> Path:
     return Path(f"runs/{setting}/model.json")
 
 
+def model_card(setting: str) -> Path:
+    return Path(f"runs/{setting}/README.md")
+
+
 def metrics(run: str) -> Path:
     return Path(f"metrics/{run}.json")
 

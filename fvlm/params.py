@@ -24,6 +24,7 @@ from .io import read_text
 
 SETTINGS = ("zsd", "ovod", "zsd_strict")
 Setting = Literal["zsd", "ovod", "zsd_strict"]
+Dataset = Literal["emoji", "coco_folder", "coco2017"]
 FREEZE_MODES = ("all", "norm_eval", "none")
 FreezeMode = Literal["all", "norm_eval", "none"]
 WEIGHTS_OF_ALL_TOWERS = ("openai", "random")
@@ -77,7 +78,7 @@ class Emoji:
 class Data:
     """Pictures and instance annotations, in COCO's layout."""
 
-    dataset: Literal["emoji", "coco_folder", "coco2017"] = spec(
+    dataset: Dataset = spec(
         "emoji: rendered here; coco_folder: pictures that you have; coco2017: downloaded, 42 GB of disk, or in root"
     )
     root: str | None = spec(

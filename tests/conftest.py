@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
+from small_model import write_folder
 
 from fvlm.data.coco import categories, category_records
 from fvlm.data.splits import base_names, excluded_names, novel_names
@@ -142,3 +143,11 @@ def real_coco() -> Path:
     if folder is None:
         pytest.skip("no real COCO pictures here; set FVLM_COCO_TINY to a folder that has some")
     return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with a tiny random detector, to be read only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("pipeline"))
+        return write_folder().resolve()

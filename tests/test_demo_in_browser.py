@@ -7,7 +7,7 @@ import time
 
 import pytest
 from PIL import Image
-from small_model import noise, save_picture, write_folder
+from small_model import noise, save_picture
 
 pytest.importorskip("uvicorn", reason='the extra "demo" is not installed')
 pytest.importorskip("starlette", reason='the extra "demo" is not installed')
@@ -24,10 +24,8 @@ LIMITS = Limits(picture_bytes=100_000, pixels=100_000)
 
 
 @pytest.fixture(scope="module")
-def detector(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("pipeline"))
-        yield load_detector(write_folder().resolve())
+def detector(model_folder):
+    return load_detector(model_folder)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from small_model import noise, write_folder
+from small_model import noise
 
 pytest.importorskip("uvicorn", reason='the extra "demo" is not installed')
 pytest.importorskip("starlette", reason='the extra "demo" is not installed')
@@ -29,10 +29,8 @@ LIMITS = Limits(picture_bytes=200_000, pixels=20_000, words=100, request_bytes=2
 
 
 @pytest.fixture(scope="module")
-def detector(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("pipeline"))
-        yield load_detector(write_folder().resolve())
+def detector(model_folder):
+    return load_detector(model_folder)
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,11 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from small_model import save_picture, write_folder
+from small_model import save_picture
 
 from fvlm import load_detector
 from fvlm.cli import main
 from fvlm.predict import command
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("pipeline"))
-        yield write_folder().resolve()
 
 
 @pytest.fixture
@@ -32,18 +25,18 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def predict(folder, here):
+def predict(model_folder, here):
     def run(*arguments, classes="dog, red bus"):
         chosen = [] if classes is None else ["--classes", classes]
-        return main(["predict", *arguments, *chosen, "--model", str(folder), "--threads", "1"])
+        return main(["predict", *arguments, *chosen, "--model", str(model_folder), "--threads", "1"])
 
     return run
 
 
-def test_a_folder_is_printed_written_and_drawn(folder, here, predict, capsys):
+def test_a_folder_is_printed_written_and_drawn(model_folder, here, predict, capsys):
     assert predict("photos", "--threshold", "0.01", "--save", "drawn", "--json", "out/results.json") == 0
     files = ["photos/a.png", "photos/b.jpg", "photos/more/c.gif"]
-    whole = load_detector(folder).predict(files, ["dog", "red bus"])
+    whole = load_detector(model_folder).predict(files, ["dog", "red bus"])
     assert isinstance(whole, list)
     expected = [found.above(0.01) for found in whole]
     results = json.loads((here / "out/results.json").read_text())
@@ -125,9 +118,11 @@ def test_names_come_from_a_file_too(here, predict, capsys):
         (["photos", "--model", "nowhere"], "dog", "nowhere: expected a model folder, found none"),
     ],
 )
-def test_wrong_arguments_end_with_2_and_one_line_and_leave_no_file(here, folder, capsys, arguments, classes, said):
+def test_wrong_arguments_end_with_2_and_one_line_and_leave_no_file(
+    here, model_folder, capsys, arguments, classes, said
+):
     before = sorted(here.rglob("*"))
-    command_line = ["predict", "--model", str(folder), "--threads", "1", *arguments]
+    command_line = ["predict", "--model", str(model_folder), "--threads", "1", *arguments]
     assert main(command_line + ([] if classes is None else ["--classes", classes])) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert said in line
@@ -159,10 +154,10 @@ def resident_mib() -> float:
 
 @pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the memory from /proc")
-def test_a_thousand_pictures_need_no_more_memory_than_a_hundred(folder, tmp_path):
+def test_a_thousand_pictures_need_no_more_memory_than_a_hundred(model_folder, tmp_path):
     files = [save_picture(tmp_path / f"{i}.jpg", 600 + i % 7, 800 - i % 5, seed=i) for i in range(50)] * 20
     memory = []
-    for place, _ in enumerate(load_detector(folder).stream(files, ["dog", "red bus"]), start=1):
+    for place, _ in enumerate(load_detector(model_folder).stream(files, ["dog", "red bus"]), start=1):
         if place % 100 == 0:
             memory.append(resident_mib())
     assert len(memory) == 10

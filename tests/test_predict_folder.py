@@ -6,7 +6,6 @@ import sys
 import types
 
 import pytest
-from small_model import write_folder
 
 from fvlm import load_detector
 from fvlm.errors import InputError
@@ -14,16 +13,9 @@ from fvlm.predict.folder import RECORD, TEXT, locate, push, read_record
 from fvlm.tensors import load_tensors, save_tensors
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("pipeline"))
-        yield write_folder().resolve()
-
-
 @pytest.fixture
-def folder(original, tmp_path):
-    return shutil.copytree(original, tmp_path / "moved")
+def folder(model_folder, tmp_path):
+    return shutil.copytree(model_folder, tmp_path / "moved")
 
 
 def test_a_copied_folder_needs_nothing_of_the_pipeline(folder, tmp_path, monkeypatch):
@@ -129,7 +121,7 @@ def test_pushing_uploads_the_files_of_a_model_folder_and_no_others(folder, monke
     created, uploaded = hub.asked
     assert created == ("me/model", {"private": True, "exist_ok": True})
     assert (uploaded["repo_id"], uploaded["folder_path"]) == ("me/model", folder)
-    assert sorted(uploaded["allow_patterns"]) == FILES
+    assert sorted(uploaded["allow_patterns"]) == ["README.md", *FILES]
 
 
 @pytest.mark.parametrize("name", ["me/model", "hf-hub:model", "hf-hub:a/b/c"])

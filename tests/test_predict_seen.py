@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from small_model import noise, write_folder
+from small_model import noise
 
 from fvlm import load_detector
 from fvlm.errors import InputError
@@ -13,10 +13,8 @@ from fvlm.predict import detector as module
 
 
 @pytest.fixture(scope="module")
-def detector(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("pipeline"))
-        yield load_detector(write_folder().resolve())
+def detector(model_folder):
+    return load_detector(model_folder)
 
 
 @pytest.mark.parametrize("size", [(40, 60), (90, 91), (1, 1)])

@@ -50,6 +50,33 @@ def test_the_record_says_what_prediction_needs(params):
     assert record.tokenizer["context_length"] == 24
 
 
+def test_the_card_quotes_the_runs_own_numbers(params):
+    package.run(params, "zsd")
+    card = layout.model_card("zsd").read_text(encoding="utf-8")
+    table = card[card.index("| classes |") :].splitlines()
+    assert table[0] == "| classes | fused | detector only | VLM only |"
+    assert table[2] == "| novel | 10.0 | 40.0 | 70.0 |"
+    assert table[4] == "| all | 30.0 | 60.0 | 90.0 |"
+    assert "commit c0ffee" in card and "30 steps, 240 pictures, seed 0, 12 s" in card
+    assert "no use on photographs" in card and "Boxes of the novel classes" not in card
+    assert "| Classes with boxes in training | 48: person, " in card
+    assert all(line.isprintable() for line in card.splitlines())
+
+
+def test_the_card_of_an_upper_bound_says_so(params):
+    write_models("ovod")
+    package.run(params, "ovod")
+    card = layout.model_card("ovod").read_text(encoding="utf-8")
+    assert "Boxes of the novel classes were seen in training." in card and "an upper bound" in card
+
+
+@pytest.mark.parametrize(("path", "stage"), [(layout.metrics, "evaluate"), (layout.train_record, "train")])
+def test_without_scores_or_record_the_missing_stage_is_named(params, path, stage):
+    path("zsd").unlink()
+    with pytest.raises(InputError, match=rf"not found; run `python -m fvlm {stage} --setting zsd`"):
+        package.run(params, "zsd")
+
+
 def test_every_key_of_evaluate_is_kept_or_known_to_have_no_say():
     fields = {field.name for field in dataclasses.fields(Evaluate)}
     assert fields == {*DECIDING, *NO_SAY, "variants"}

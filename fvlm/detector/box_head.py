@@ -44,6 +44,19 @@ def pool_pyramid(pyramid: dict[str, Tensor], boxes: list[Tensor], canonical_box_
     algorithms are deterministic on CUDA sorts every channel's every read. Its `MultiScaleRoIAlign` cannot sample
     at the bins' centres.
     """
+    table, cells, weights = taps_of_pyramid(pyramid, boxes, canonical_box_size)
+    return as_regions(F.embedding_bag(cells, table, mode="sum", per_sample_weights=weights))
+
+
+def as_regions(bins: Tensor) -> Tensor:
+    """(R * 7 * 7, C) -> (R, C, 7, 7), channels last in memory."""
+    return bins.unflatten(0, (len(bins) // ROI_SIZE**2, ROI_SIZE, ROI_SIZE)).permute(0, 3, 1, 2)
+
+
+def taps_of_pyramid(
+    pyramid: dict[str, Tensor], boxes: list[Tensor], canonical_box_size: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What each bin of `pool_pyramid` reads: table (cells, C), its rows (R * 7 * 7, 4) and their weights, likewise."""
     maps = [pyramid[level] for level in LEVELS]
     table = torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in maps])  # (cells, C): by level, image, row, column
     flat = torch.cat(boxes).float()
@@ -65,10 +78,7 @@ def pool_pyramid(pyramid: dict[str, Tensor], boxes: list[Tensor], canonical_box_
     of_rows = first[:, None, None] + rows * width.long()[:, None, None]
     cells = of_rows[:, :, None, :, None] + columns[:, None, :, None, :]  # (R, 7, 7, 2, 2)
     weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
-    pooled = F.embedding_bag(
-        cells.reshape(-1, 4), table, mode="sum", per_sample_weights=weights.reshape(-1, 4).to(table.dtype)
-    )
-    return pooled.view(len(flat), ROI_SIZE, ROI_SIZE, table.shape[1]).permute(0, 3, 1, 2)
+    return table, cells.reshape(-1, 4), weights.reshape(-1, 4).to(table.dtype)
 
 
 class BoxHead(nn.Module):

@@ -106,19 +106,26 @@ def propose(
 
     Source: F-VLM's `ops/roi_ops.py`. Its cap of 1000 a level after suppression never binds: no more are kept in all.
     """
-    boxes, scores, level_of = [], [], []
-    for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
-        top = logit.float().topk(min(pre_nms_top_n, len(anchor)))  # (N, n)
-        chosen = delta.gather(1, top.indices[..., None].expand(-1, -1, 4)).float()
-        decoded = ANCHOR_CODER.decode_single(chosen.flatten(0, 1), anchor[top.indices].flatten(0, 1))
-        boxes.append(decoded.view_as(chosen))
-        scores.append(top.values.sigmoid())
-        level_of.append(torch.full_like(top.indices[0], level))
-    levels = torch.cat(level_of)
+    levels, scores, boxes = best_of_levels(logits, deltas, anchors, pre_nms_top_n)
     results = []
-    for size_hw, box, score in zip(sizes_hw, torch.cat(boxes, dim=1), torch.cat(scores, dim=1), strict=True):
+    for size_hw, box, score in zip(sizes_hw, boxes, scores, strict=True):
         # a network that has diverged gives NaN: as coordinates they would index out of bounds before a loss is read
         candidates = clip_boxes_to_image(box.nan_to_num(0.0), size_hw)
         keep = batched_nms(candidates, score, levels, nms_iou)[:post_nms_top_n]
         results.append((candidates[keep], score[keep]))
     return results
+
+
+def best_of_levels(
+    logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], top_n: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best `top_n` anchors of each level, decoded: levels (n,) from 0, scores (N, n), boxes (N, n, 4) xyxy."""
+    boxes, scores, level_of = [], [], []
+    for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
+        top = logit.float().topk(min(top_n, len(anchor)))  # (N, n)
+        chosen = delta.gather(1, top.indices[..., None].expand(-1, -1, 4)).float()
+        decoded = ANCHOR_CODER.decode_single(chosen.flatten(0, 1), anchor[top.indices].flatten(0, 1))
+        boxes.append(decoded.view_as(chosen))
+        scores.append(top.values.sigmoid())
+        level_of.append(torch.full_like(top.indices[0], level))
+    return torch.cat(level_of), torch.cat(scores, dim=1), torch.cat(boxes, dim=1)

@@ -1,6 +1,7 @@
 """Class scores of regions: softmax over cosine similarities, and the fusion of the detector's scores with the VLM's."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LEAST = torch.finfo(torch.float32).min
@@ -76,9 +77,8 @@ def fuse_scores(
     if not (0 <= alpha <= 1 and 0 <= beta <= 1):
         raise ValueError(f"alpha and beta must lie in [0, 1], got alpha={alpha}, beta={beta}")
 
-    weights = torch.full((1 + len(supervised),), beta, dtype=torch.float32, device=detector_log_probs.device)
-    weights[1:][supervised] = alpha
-    weights[0] = 0.0  # background is the detector's
+    of_classes = torch.where(supervised, alpha, beta)
+    weights = F.pad(of_classes.to(detector_log_probs), (1, 0))  # 0 for background, which is the detector's
     fused = _weighted(detector_log_probs, 1 - weights) + _weighted(vlm_log_probs, weights)
     return torch.softmax(fused, dim=1) if renormalise else fused.exp()
 

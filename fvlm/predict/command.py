@@ -68,7 +68,7 @@ def run(
         InputError: an argument is wrong; nothing has been written then.
     """
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `as_pixels` says it in one line
-    names = _names(classes, classes_file)
+    names = names_from(classes, classes_file)
     files = find_pictures(pictures)
     targets = None if save is None else _targets(files, Path(save))
     if device == "cuda" and not torch.cuda.is_available():
@@ -101,7 +101,12 @@ def run(
     return 1 if unreadable else 0
 
 
-def _names(classes: str | None, classes_file: str | None) -> list[str]:
+def names_from(classes: str | None, classes_file: str | None) -> list[str]:
+    """Names with commas between them, and those of a text file, one a line.
+
+    Raises:
+        InputError: there is none.
+    """
     names = [] if classes is None else [name for name in map(str.strip, classes.split(",")) if name]
     if classes_file is not None:
         lines = read_text(classes_file, "file of names", "write one name a line").splitlines()

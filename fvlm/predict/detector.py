@@ -154,6 +154,11 @@ class Detector:
         """Names of the classes that had boxes in training, which are fused with alpha; all others with beta."""
         return self.record.supervised
 
+    def supervised_among(self, names: Sequence[str], supervised: Collection[str] | None = None) -> tuple[str, ...]:
+        """Those of `names` that are fused with alpha: those in `supervised`, or None for `self.supervised`."""
+        seen = {_normal(name) for name in (self.supervised if supervised is None else supervised)}
+        return tuple(name for name in names if _normal(name) in seen)
+
     def predict(
         self,
         images: Picture | Iterable[Picture],
@@ -404,7 +409,6 @@ class Detector:
         vocabulary: tuple[str, ...],
         supervised: Collection[str] | None,
     ) -> RawDetections:
-        seen = {_normal(name) for name in (self.supervised if supervised is None else supervised)}
         return RawDetections(
             image_ids=torch.arange(len(regions)),
             image_sizes_hw=torch.tensor(stored_hw),
@@ -413,7 +417,7 @@ class Detector:
             category_ids=tuple(range(1, 1 + len(vocabulary))),
             detector_temperature=self.network.temperature.item(),
             vlm_temperature=self.card.temperature,
-            supervised=tuple(name for name in vocabulary if _normal(name) in seen),
+            supervised=self.supervised_among(vocabulary, supervised),
             setting=self.record.setting,
             model_sha256=self.record.model_sha256,
         )

@@ -4,7 +4,8 @@
     text.safetensors    the VLM's text tower, and the embeddings of the words that stage `text` embedded
     model.json          which setting and classes, prompts, tokenizer, defaults of fusion and NMS, provenance
 
-`train.json`, where it is, goes along: it is the record of the training, with commit, versions and seconds.
+`train.json` and README.md, where they are, go along: the record of the training, with commit, versions and seconds,
+and the model card, for people.
 Folders of one VLM have equal text.safetensors, byte for byte: DVC's cache and the Hub keep them once.
 """
 
@@ -22,7 +23,13 @@ from ..params import HUB_PREFIX, Evaluate, read_section
 from ..tensors import load_tensors, save_tensors, sha256_of_tensors
 from ..vlm.text_tower import tokenizer_facts
 
-MODEL, TEXT, RECORD, TRAINING = "model.safetensors", "text.safetensors", "model.json", "train.json"
+MODEL, TEXT, RECORD, TRAINING, CARD = (
+    "model.safetensors",
+    "text.safetensors",
+    "model.json",
+    "train.json",
+    "README.md",
+)
 FORMAT = "fvlm model folder 1"
 TOWER = "tower."  # prefix of the text tower's tensors in text.safetensors
 EMBEDDINGS = "embeddings"  # and the name of the known words' embeddings
@@ -200,7 +207,7 @@ def push(folder: str | os.PathLike[str], repository: str, *, private: bool = Fal
     try:
         hub = HfApi()
         hub.create_repo(name, private=private, exist_ok=True)
-        files = [MODEL, TEXT, RECORD, TRAINING]
+        files = [MODEL, TEXT, RECORD, TRAINING, CARD]
         return str(hub.upload_folder(repo_id=name, folder_path=Path(folder), allow_patterns=files))
     except Exception as error:  # as in `locate`
         raise InputError(

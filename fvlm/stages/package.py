@@ -4,18 +4,21 @@ import dataclasses
 
 from .. import layout
 from ..errors import InputError
-from ..params import Params
-from ..predict.folder import write_record, write_text
+from ..io import read_json
+from ..io import write_text as write_markdown
+from ..params import Params, Setting
+from ..predict.folder import read_record, write_record, write_text
+from ..report.card import model_card
 from ..tensors import load_tensors, sha256_of_tensors
 from ..vlm.clip import load_card
 from ..vlm.text_tower import text_tensors
 
 
-def run(params: Params, setting: str) -> None:
-    """Write text.safetensors and model.json beside the trained detector, which stays as it is.
+def run(params: Params, setting: Setting) -> None:
+    """Write text.safetensors, model.json and README.md beside the trained detector, which stays as it is.
 
     Nothing is computed: the text tower is copied from the VLM, the known embeddings from stage `text`, the defaults
-    from params.evaluate. No time and no commit is written: equal inputs give equal bytes.
+    from params.evaluate; the card quotes the training record and the metrics. Equal inputs give equal bytes.
 
     Raises:
         InputError: a file of an earlier stage is missing, or they do not belong together.
@@ -44,3 +47,11 @@ def run(params: Params, setting: str) -> None:
         text=text_metadata,
         evaluate=dataclasses.asdict(params.evaluate),
     )
+    card_of_model = model_card(
+        read_record(layout.model(setting).parent),
+        setting=setting,
+        dataset=params.data.dataset,
+        training=read_json(layout.train_record(setting), "training record", train_again),
+        metrics=read_json(layout.metrics(setting), "metrics", f"run `python -m fvlm evaluate --setting {setting}`"),
+    )
+    write_markdown(layout.model_card(setting), card_of_model)

@@ -168,12 +168,16 @@ rule detect:
 rule package:
     input:
         "runs/{setting}/model.safetensors",
+        "runs/{setting}/train.json",
+        "metrics/{setting}.json",
         "models/vlm.safetensors",
         "models/vlm.json",
         "data/text_embeddings.safetensors",
         code=[
             "fvlm/stages/package.py",
             "fvlm/predict/folder.py",
+            "fvlm/report/card.py",
+            "fvlm/report/tables.py",
             "fvlm/vlm/clip.py",
             "fvlm/vlm/freeze.py",
             "fvlm/vlm/text_tower.py",
@@ -181,12 +185,13 @@ rule package:
     output:
         "runs/{setting}/text.safetensors",
         "runs/{setting}/model.json",
+        "runs/{setting}/README.md",
     log:
         "logs/package/{setting}.log",
     conda:
         "../envs/fvlm.yaml"
     params:
-        sections=sections("evaluate"),
+        sections=sections("data", "evaluate"),
     shell:
         "python -m fvlm package --setting {wildcards.setting} > {log} 2>&1"
 

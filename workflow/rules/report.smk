@@ -6,7 +6,7 @@ rule report:
         "data/splits/val_generalized.json",
         expand("metrics/{run}.json", run=RUNS),
         expand("runs/{run}/{file}", run=RUNS, file=TABLES_OF_RUN),
-        expand("runs/{setting}/model.json", setting=SETTINGS),
+        expand("runs/{setting}/{file}", setting=SETTINGS, file=["model.json", "README.md"]),
         code=[
             "fvlm/stages/report.py",
             "fvlm/ablations.py",
