@@ -132,7 +132,7 @@ class FixedVocabulary(nn.Module):
         anchors = list(self.anchors.split(self.anchor_counts))
         levels, scores, boxes = best_of_levels(logits, deltas, anchors, model.rpn_pre_nms_top_n)
         candidates = _clipped(boxes[0], limit)
-        apart = levels[:, None] * (2.0 * model.image_size)  # no box of a level overlaps one of another
+        apart = levels[:, None] * (candidates.max() + 1)  # no box of a level overlaps one of another; as `batched_nms`
         kept = nms(candidates + apart, scores[0], model.rpn_nms_iou)
         of_kept = torch.zeros_like(scores[0]).index_fill(0, kept, 1)
         best = torch.where(of_kept > 0, scores[0], LEFT_OUT).topk(min(model.rpn_post_nms_top_n, len(candidates)))
@@ -159,7 +159,9 @@ def export(
     which of them are supervised, size of the canvas, mean and deviation, in words what is to be done before and after,
     and where the model comes from.
 
-    Scores are those of `Detector.predict` but for its rounding of similarities to float16.
+    Boxes and scores are those of `Detector.predict`, with two exceptions. There similarities are rounded to float16. And
+    anchors of exactly equal objectness, which even surfaces have, are taken in the order of each library's top-k: a few
+    proposals are then others.
 
     Args:
         detector: on the CPU, of precision float32.
