@@ -159,9 +159,9 @@ def export(
     which of them are supervised, size of the canvas, mean and deviation, in words what is to be done before and after,
     and where the model comes from.
 
-    Boxes and scores are those of `Detector.predict`, with two exceptions. There similarities are rounded to float16. And
-    anchors of exactly equal objectness, which even surfaces have, are taken in the order of each library's top-k: a few
-    proposals are then others.
+    Boxes and scores are those of `Detector.predict`, with two exceptions. There similarities are rounded to float16.
+    And anchors of exactly equal objectness, which even surfaces have, are taken in the order of each library's top-k:
+    a few proposals are then others.
 
     Args:
         detector: on the CPU, of precision float32.

@@ -6,7 +6,7 @@ Every number in it is read from the run's own files; none is written by hand.
 from collections.abc import Mapping
 from typing import Any
 
-from ..params import Dataset, Setting
+from ..params import Dataset, Evaluate, Setting
 from ..predict.folder import DECIDING, ModelRecord
 from .tables import GROUPS, SCORES, SUPERVISION
 
@@ -30,6 +30,7 @@ def model_card(
     dataset: Dataset,
     training: Mapping[str, Any],
     metrics: Mapping[str, float],
+    evaluate: Evaluate,
 ) -> str:
     """Markdown with the Hub's head.
 
@@ -38,12 +39,13 @@ def model_card(
         dataset: what it was trained and scored on.
         training: train.json of the run.
         metrics: of the run, AP in percent.
+        evaluate: how they were scored.
     """
     vlm = record.provenance["vlm"]
     supervision = SUPERVISION[setting]
     versions = ", ".join(f"{name} {version}" for name, version in sorted(training["versions"].items()))
     commit = training["git_commit"] or "none: trained outside a git repository"
-    rules = ", ".join(f"`{key}` {_plain(getattr(record.evaluate, key))}" for key in DECIDING)
+    rules = ", ".join(f"`{key}` {_plain(getattr(evaluate, key))}" for key in ("images", "vocabulary", *DECIDING))
     pretraining = vlm["pretraining"]
     known = (
         f"{vlm['architecture']}, pretrained for {pretraining['steps']} steps of {pretraining['batch_size']} captioned "
@@ -93,8 +95,7 @@ def model_card(
             "",
             "## Scores",
             "",
-            "AP at IoU 0.5 in percent, of the validation pictures that show a class of the split; its 65 classes "
-            "compete (generalized protocol).",
+            "AP at IoU 0.5 in percent, generalized protocol: the 65 classes of the split compete.",
             "",
             _row("classes", *SCORES.values()),
             _row("---", *["--:"] * len(SCORES)),
@@ -104,7 +105,7 @@ def model_card(
             ),
             "",
             *([] if not supervision.novel_boxed else ["Boxes of the novel classes were seen in training.", ""]),
-            f"Scored with {rules}.",
+            f"Scored under {rules} (the section `evaluate` of params.yaml).",
             "",
             "## How it was made",
             "",

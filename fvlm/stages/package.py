@@ -53,5 +53,6 @@ def run(params: Params, setting: Setting) -> None:
         dataset=params.data.dataset,
         training=read_json(layout.train_record(setting), "training record", train_again),
         metrics=read_json(layout.metrics(setting), "metrics", f"run `python -m fvlm evaluate --setting {setting}`"),
+        evaluate=params.evaluate,
     )
     write_markdown(layout.model_card(setting), card_of_model)
