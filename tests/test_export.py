@@ -139,6 +139,13 @@ def test_bad_input_is_one_line_and_leaves_no_file(model_folder, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+def test_a_place_that_cannot_be_written_is_one_line(model_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert main(["export", "file/out.onnx", "--model", str(model_folder), "--classes", "dog"]) == 2
+    assert capsys.readouterr().err.startswith("error: cannot write file")
+
+
 def test_without_the_extra_the_command_says_what_to_install(detector, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(Exception, match=r'pip install "fvlm\[onnx\]"'):

@@ -83,7 +83,7 @@ def run(
     width = max([WIDTHS[0], *(len(file) for file in files[:1000])])
     outcomes = detector.stream(files, names, evaluate=evaluate, batch_size=batch_size)
     bar = tqdm(total=len(files), desc="predict", unit="image", disable=None if len(files) > 1 else True)
-    with _writable(), _results(json_path) as results, bar:
+    with writable(), _results(json_path) as results, bar:
         tqdm.write(f"{'picture':<{width}}  {'name':<{WIDTHS[1]}}  score  box (x0 y0 x1 y1, pixels)", file=sys.stdout)
         for number, (file, outcome) in enumerate(zip(files, outcomes, strict=True), start=1):
             if isinstance(outcome, InputError):
@@ -136,8 +136,8 @@ def _targets(files: Sequence[str], save: Path) -> dict[str, Path]:
 
 
 @contextlib.contextmanager
-def _writable() -> Iterator[None]:
-    """What cannot be written is the fault of --save or --json, and not ours; a full disk has its own line."""
+def writable() -> Iterator[None]:
+    """What cannot be written is the fault of who named the file, and not ours; a full disk has its own line."""
     try:
         yield
     except BrokenPipeError:  # `predict ... | head`

@@ -30,7 +30,7 @@ from ..detector.scores import class_log_probs, fuse_scores
 from ..errors import InputError
 from ..io import write_aside
 from ..params import Evaluate
-from .command import names_from
+from .command import names_from, writable
 from .detector import Detector, load_detector
 from .folder import DECIDING
 
@@ -59,7 +59,8 @@ def run(
     names = names_from(classes, classes_file)
     set_up_cpu(1)
     detector = load_detector(model)
-    export(detector, names, output, evaluate=detector.settings(alpha=alpha, beta=beta, threshold=threshold))
+    with writable():
+        export(detector, names, output, evaluate=detector.settings(alpha=alpha, beta=beta, threshold=threshold))
     print(f"export: {output}, {os.path.getsize(output) / 1e6:.1f} MB, {len(names)} names")
     return 0
 
