@@ -99,7 +99,7 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         print(f"{arguments.params}: valid")
         return 0
     if arguments.command == "sync":
-        print(sync())
+        print(sync(if_complete=arguments.if_complete))
         return 0
     options: dict[str, Any] = {}
     if "setting" in arguments:
@@ -236,7 +236,12 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("repository", help="hf-hub:<owner>/<name>, created if need be")
     push.add_argument("--private", action="store_true", help="a repository that is created is private")
     commands.add_parser("check-params", help="validate params.yaml and stop")
-    commands.add_parser("sync", help="record one engine's results for the other, so that neither builds them again")
+    recorder = commands.add_parser(
+        "sync", help="record one engine's results for the other, so that neither builds them again"
+    )
+    recorder.add_argument(
+        "--if-complete", action="store_true", help="no error if neither engine has all of its results"
+    )
     commands.add_parser("schema", help="print the JSON schema of params.yaml")
     return parser
 

@@ -10,8 +10,11 @@ import sys
 from .errors import InputError
 
 
-def sync() -> str:
+def sync(*, if_complete: bool = False) -> str:
     """Bring the engine that is behind up to the one that is up to date.
+
+    Args:
+        if_complete: whether it is well, too, if neither is up to date: nothing is recorded then.
 
     Returns:
         What was done, in one sentence.
@@ -36,6 +39,8 @@ def sync() -> str:
         if not _snakemake_is_current():
             raise InputError("sync: Snakemake still has work to do after `--touch`; run `snakemake all -n` to see it")
         return "recorded DVC's results for Snakemake: `snakemake all` has nothing to do"
+    if if_complete:
+        return "sync: nothing recorded yet: some results are missing or older than what they are made from"
     raise InputError(
         "sync: nothing recorded, since neither engine has all of its results; "
         "run `snakemake all --cores N` or `dvc repro` to the end first"

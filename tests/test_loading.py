@@ -203,8 +203,12 @@ class Interrupts(torch.utils.data.Dataset):
 
 
 def test_workers_leave_interrupts_to_the_process_that_they_serve():
-    assert list(_loaded(Interrupts(), [[0]], list, CPU, 1, "train.workers")) == [[True]]
-    assert list(_loaded(Interrupts(), [[0]], list, CPU, 0, "train.workers")) == [[False]]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs without it
+    try:
+        assert list(_loaded(Interrupts(), [[0]], list, CPU, 1, "train.workers")) == [[True]]
+        assert list(_loaded(Interrupts(), [[0]], list, CPU, 0, "train.workers")) == [[False]]
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("on_cuda", [True, False])

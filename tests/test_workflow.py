@@ -180,6 +180,7 @@ def test_metrics_diff_compares_the_settings_and_nothing_retrains(built_by_snakem
 def test_dvc_first_then_sync_leaves_snakemake_nothing_and_it_sees_the_next_change(tmp_path: Path) -> None:
     project = Project(tmp_path / "fvlm")
     assert "neither engine" in project.call("python", "-m", "fvlm", "sync", expect=2)
+    assert "nothing recorded yet" in project.call("python", "-m", "fvlm", "sync", "--if-complete")
     project.call("dvc", "repro")
     assert project.ran() == EVERY_STAGE
     project.call("python", "-m", "fvlm", "sync")
