@@ -14,7 +14,7 @@ run: install  ## run the pipeline of params.yaml to the report: reports/index.ht
 	else echo "Snakemake 9.27 does not exist for Python 3.10: the same pipeline under DVC"; $(BIN)/dvc repro; fi
 
 test: install  ## run all tests but the few that take minutes each (`python -m pytest -m long` runs those)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: install  ## check format, style, types and the workflow; changes nothing
 	$(BIN)/ruff format --check .

@@ -19,6 +19,13 @@ from fvlm.data.splits import base_names, excluded_names, novel_names
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that two processes that take files in turn end together."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 # what the images of a part hold, in turn: every case that a split decides differently
 SCENES = (
     ("base", "base"),
