@@ -185,7 +185,18 @@ def export(
     fixed = FixedVocabulary(
         detector.network, text, torch.tensor([name in chosen for name in names]), evaluate, temperature
     ).eval()
-    size = detector.network.model.image_size
+    with write_aside(path) as aside:  # opened first: what cannot be written is said before the work
+        whole = _joined(fixed, len(names), evaluate)
+        onnx.helper.set_model_props(whole, {METADATA_KEY: json.dumps(_facts(detector, names, chosen, evaluate))})
+        onnx.checker.check_model(whole)
+        onnx.save(whole, str(aside))
+
+
+def _joined(fixed: FixedVocabulary, classes: int, evaluate: Evaluate) -> Any:
+    """The network as torch exports it, followed by the suppression; an onnx.ModelProto."""
+    import onnx
+
+    size = fixed.network.model.image_size
     example = (torch.zeros(1, 3, size, size), torch.tensor([float(size), float(size)]))
     with tempfile.TemporaryDirectory() as folder, _quiet(), torch.no_grad():
         network_file = Path(folder) / "network.onnx"
@@ -203,14 +214,10 @@ def export(
         network = onnx.load(network_file)
     network.ir_version = IR_VERSION
     regions = network.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    last = onnx.parser.parse_model(_suppression(regions, len(names), evaluate))
-    whole = onnx.compose.merge_models(
+    last = onnx.parser.parse_model(_suppression(regions, classes, evaluate))
+    return onnx.compose.merge_models(
         network, last, io_map=[("region_boxes", "region_boxes"), ("region_scores", "region_scores")]
     )
-    onnx.helper.set_model_props(whole, {METADATA_KEY: json.dumps(_facts(detector, names, chosen, evaluate))})
-    onnx.checker.check_model(whole)
-    with write_aside(path) as aside:
-        onnx.save(whole, str(aside))
 
 
 @contextlib.contextmanager
