@@ -12,8 +12,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 from small_model import write_folder
 
+from fvlm import load_detector
 from fvlm.data.coco import categories, category_records
 from fvlm.data.splits import base_names, excluded_names, novel_names
+from fvlm.predict.detector import Detector
 
 # two test files run at a time: one thread each, and threads that wait sleep
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -158,3 +160,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("pipeline"))
         return write_folder().resolve()
+
+
+@pytest.fixture(scope="module")
+def detector(model_folder: Path) -> Detector:
+    """The detector of `model_folder`, anew for each file: it remembers the names that it has embedded."""
+    return load_detector(model_folder)

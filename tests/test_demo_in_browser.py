@@ -15,17 +15,11 @@ pytest.importorskip("starlette", reason='the extra "demo" is not installed')
 from chromium import PATIENCE_S, Chromium, found
 from demo_server import serving
 
-from fvlm import load_detector
 from fvlm.demo.server import Limits
 
 pytestmark = pytest.mark.slow
 
 LIMITS = Limits(picture_bytes=100_000, pixels=100_000)
-
-
-@pytest.fixture(scope="module")
-def detector(model_folder):
-    return load_detector(model_folder)
 
 
 @pytest.fixture(scope="module")

@@ -19,18 +19,12 @@ pytest.importorskip("starlette", reason='the extra "demo" is not installed')
 
 from demo_server import boxes, request, serving
 
-from fvlm import load_detector
 from fvlm.demo.guard import is_own
 from fvlm.demo.server import Limits
 from fvlm.predict.detections import decide
 
 WORDS = ["dog", "person", "a zebra that walks"]
 LIMITS = Limits(picture_bytes=200_000, pixels=20_000, words=100, request_bytes=20_000)
-
-
-@pytest.fixture(scope="module")
-def detector(model_folder):
-    return load_detector(model_folder)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import pytest
 import torch
 from small_model import noise
 
-from fvlm import load_detector
 from fvlm.cli import main
 from fvlm.data.transforms import fit, render
 from fvlm.detector.scores import class_log_probs, fuse_scores
@@ -22,11 +21,6 @@ onnx = pytest.importorskip("onnx", reason='the extra "onnx" is not installed')
 pytestmark = pytest.mark.slow
 
 NAMES = ["horse", "umbrella", "a zebra that walks", "犬"]  # base, novel, and two of no list
-
-
-@pytest.fixture(scope="module")
-def detector(model_folder):
-    return load_detector(model_folder)
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,9 @@ import pytest
 import torch
 from small_model import noise
 
-from fvlm import load_detector
 from fvlm.errors import InputError
 from fvlm.evaluation.raw import TENSOR_DTYPES
 from fvlm.predict import detector as module
-
-
-@pytest.fixture(scope="module")
-def detector(model_folder):
-    return load_detector(model_folder)
 
 
 @pytest.mark.parametrize("size", [(40, 60), (90, 91), (1, 1)])
