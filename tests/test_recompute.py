@@ -80,9 +80,11 @@ def kept(chain: Chain, relu: bool) -> int:
 
 @pytest.mark.parametrize("relu", [False, True])
 def test_an_output_goes_when_its_readers_have_read_it(relu: bool) -> None:
+    gc.collect()
+    elsewhere = len(recompute._RECIPES)  # the memory estimate's fake tensors, which torch remembers
     assert kept(thrifty, relu) == 0
     assert kept(lambda norm, x, relu, convs: [c(F.relu_(norm(x))) for c in convs[:1]], relu=True) == 1
-    assert len(recompute._RECIPES) == 0
+    assert len(recompute._RECIPES) == elsewhere
 
 
 def test_several_readers_make_the_output_once_on_a_way_back_and_let_go_of_it_again() -> None:
