@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw, ImageFilter
 from small_model import write_folder
 
@@ -26,6 +27,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first, so that two processes that take files in turn end together."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """A stage that ran in this process set threads and determinism for good; two processes of two threads crawl."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(False)
 
 
 # what the images of a part hold, in turn: every case that a split decides differently
