@@ -212,6 +212,8 @@ def test_the_texts_of_training_are_background_and_the_supervised_classes_by_risi
 # Several processes, started as a user starts them.
 
 COMMAND = [sys.executable, "-m", "fvlm", "train", "--setting", "zsd"]
+RUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "localhost"]
+TORCHRUN = [*RUN, "--nproc-per-node", "2", *COMMAND[1:]]
 
 
 def make_params(**changes):
@@ -241,10 +243,10 @@ def processes_of(session):
 
 
 @pytest.mark.slow
-def test_two_processes_killed_with_signal_9_end_together_and_go_on_to_the_same_bytes(world):
+def test_two_processes_of_torchrun_give_the_bytes_of_two_of_our_own_killed_with_signal_9_and_started_again(world):
     make_params(processes=2, steps=30)
-    out, err = (whole := call()).communicate(timeout=300)
-    assert (whole.returncode, err) == (0, "")
+    out, err = (whole := call(TORCHRUN)).communicate(timeout=300)
+    assert whole.returncode == 0, err
     assert out.count("parameters train") == 1 and "2 processes x 1 passes x 1" in out
     expected = model_bytes()
     assert json.loads(layout.train_record("zsd").read_text())["params"]["compute"]["processes"] == 2
@@ -265,6 +267,16 @@ def test_two_processes_killed_with_signal_9_end_together_and_go_on_to_the_same_b
     assert (again.returncode, err) == (0, "")
     assert "going on after step" in out
     assert model_bytes() == expected
+
+
+@pytest.mark.slow
+def test_torchrun_must_start_as_many_as_the_params_say(world):
+    make_params(processes=3, batch_size=3)
+    process = call(TORCHRUN)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    said = [line for line in err.splitlines() if "compute.processes: expected the 2 that torchrun started" in line]
+    assert len(said) == 1
 
 
 @pytest.mark.slow
@@ -290,27 +302,6 @@ def test_an_error_of_all_processes_is_one_line(world):
     assert len(err.splitlines()) == 1, err
     line = err.strip()
     assert "lower train.learning_rate" in line
-
-
-@pytest.mark.slow
-def test_torchrun_is_used_where_it_is_and_must_start_as_many_as_the_params_say(world):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "localhost"]
-    run_it = [*torchrun, "--nproc-per-node", "2", *COMMAND[1:]]
-    make_params(processes=3, batch_size=3)
-    process = call(run_it)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode != 0
-    said = [line for line in err.splitlines() if "compute.processes: expected the 2 that torchrun started" in line]
-    assert len(said) == 1
-
-    make_params(processes=2, batch_size=2)
-    process = call(run_it)
-    process.communicate(timeout=300)
-    assert process.returncode == 0, process
-    under_torchrun = model_bytes()
-    process = call()
-    process.communicate(timeout=300)
-    assert model_bytes() == under_torchrun
 
 
 @pytest.mark.slow
