@@ -29,13 +29,12 @@ def settings_of_torch():
 @pytest.mark.slow
 def test_a_training_step_is_compared_with_both_forms_of_torchvision_s_detector(tmp_path, capsys):
     file = tmp_path / "out.json"
-    result = train_step.main([*QUICK, "--profile", "--json", str(file)])
+    result = train_step.main([*QUICK, "--no-memory", "--profile", "--json", str(file)])
     assert json.loads(file.read_text()) == result
     assert [row["detector"] for row in result["rows"]] == ["fvlm", "torchvision, 3 stages", "torchvision, frozen"]
     ours, trained, frozen = result["rows"]
-    assert ours["times ours"] == 1 and all(
-        row["peak MiB"] > row["less libraries"] > 0 and row["TFLOP/s"] > 0 for row in result["rows"]
-    )
+    assert ours["times ours"] == 1 and all(row["TFLOP/s"] > 0 for row in result["rows"])
+    assert all(row["peak MiB"] is None for row in result["rows"])
     assert trained["TFLOP"] > frozen["TFLOP"] > 0  # only one of them computes gradients of its backbone
     assert {row["phase"] for row in result["phases"]} == TRAIN_PHASES
     assert sum(row["share"] for row in result["phases"]) == pytest.approx(1)
@@ -46,9 +45,9 @@ def test_a_training_step_is_compared_with_both_forms_of_torchvision_s_detector(t
 
 @pytest.mark.slow
 def test_inference_is_compared_and_its_vlm_branch_is_a_phase(capsys):
-    result = inference.main([*QUICK, "--no-memory", "--profile"])
+    result = inference.main([*QUICK, "--profile"])
     assert [row["detector"] for row in result["rows"]] == ["fvlm", "torchvision, frozen"]
-    assert all(row["peak MiB"] is None for row in result["rows"])
+    assert all(row["peak MiB"] > row["less libraries"] > 0 for row in result["rows"])
     assert {row["phase"] for row in result["phases"]} == INFERENCE_PHASES
     assert "VLM pool" in capsys.readouterr().out
 

@@ -75,6 +75,16 @@ def test_a_zero_delta_gives_the_anchor_clipped_to_the_picture():
     assert (scores[:-1] >= scores[1:]).all()
 
 
+def test_anchors_beside_the_picture_are_no_proposals():
+    """Clipped, they are lines at its border, which nothing suppresses."""
+    logits, deltas = flat_outputs()
+    logits[0][0, -3:] = 5.0  # of the last cell: boxes from 27 to 29 and beyond on a canvas of 32
+    for size_hw in ((32, 24), (24, 32), (1, 32)):
+        [(boxes, scores)] = propose(logits, deltas, make_anchors(SIZES, 1), [size_hw], **NO_LIMIT)
+        assert len(boxes) > 0 and (boxes[:, 2:] > boxes[:, :2]).all()
+        assert scores.max() < 0.5
+
+
 def test_overlapping_boxes_are_suppressed_within_a_level_only():
     logits, deltas = flat_outputs()
     anchors = [torch.tensor([[0.0, 0, 32, 32]]).repeat(x.shape[1], 1) for x in logits]  # all the same box

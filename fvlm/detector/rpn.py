@@ -14,6 +14,7 @@ from .fpn import LEVELS, STRIDES
 from .recompute import normalise, read
 
 ASPECT_RATIOS = (1.0, 2.0, 0.5)  # width / height
+MIN_SIDE = 1e-3  # pixels of a proposal; torchvision's
 MAX_LOG_SCALE = math.log(1000 / 16)  # largest dw, dh that is decoded
 ANCHOR_CODER = BoxCoder((1.0, 1.0, 1.0, 1.0), MAX_LOG_SCALE)
 
@@ -105,15 +106,24 @@ def propose(
         For each image boxes (R, 4) xyxy and objectness probabilities (R,), descending; R <= post_nms_top_n.
 
     Source: F-VLM's `ops/roi_ops.py`. Its cap of 1000 a level after suppression never binds: no more are kept in all.
+    Departure: boxes without area go. Anchors of the padding are clipped to lines at the picture's border, which have no
+    overlap with anything, and would fill half of the proposals of a narrow picture.
     """
     levels, scores, boxes = best_of_levels(logits, deltas, anchors, pre_nms_top_n)
     results = []
     for size_hw, box, score in zip(sizes_hw, boxes, scores, strict=True):
         # a network that has diverged gives NaN: as coordinates they would index out of bounds before a loss is read
         candidates = clip_boxes_to_image(box.nan_to_num(0.0), size_hw)
-        keep = batched_nms(candidates, score, levels, nms_iou)[:post_nms_top_n]
+        sound = has_area(candidates) | box.isnan().any(dim=1)  # what has diverged goes on to the loss, which says so
+        candidates, score = candidates[sound], score[sound]
+        keep = batched_nms(candidates, score, levels[sound], nms_iou)[:post_nms_top_n]
         results.append((candidates[keep], score[keep]))
     return results
+
+
+def has_area(boxes: Tensor) -> Tensor:
+    """(n, 4) xyxy -> (n,) bool: at least `MIN_SIDE` wide and high."""
+    return ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(dim=1)
 
 
 def best_of_levels(

@@ -25,7 +25,7 @@ from ..compute import set_up_cpu
 from ..detector.box_head import REGION_CODER, as_regions, taps_of_pyramid
 from ..detector.detector import FVLM, cosine
 from ..detector.fpn import STRIDES
-from ..detector.rpn import best_of_levels, make_anchors
+from ..detector.rpn import best_of_levels, has_area, make_anchors
 from ..detector.scores import class_log_probs, fuse_scores
 from ..errors import InputError
 from ..io import write_aside
@@ -133,10 +133,11 @@ class FixedVocabulary(nn.Module):
         anchors = list(self.anchors.split(self.anchor_counts))
         levels, scores, boxes = best_of_levels(logits, deltas, anchors, model.rpn_pre_nms_top_n)
         candidates = _clipped(boxes[0], limit)
+        objectness = torch.where(has_area(candidates), scores[0], LEFT_OUT)
         apart = levels[:, None] * (candidates.max() + 1)  # no box of a level overlaps one of another; as `batched_nms`
-        kept = nms(candidates + apart, scores[0], model.rpn_nms_iou)
-        of_kept = torch.zeros_like(scores[0]).index_fill(0, kept, 1)
-        best = torch.where(of_kept > 0, scores[0], LEFT_OUT).topk(min(model.rpn_post_nms_top_n, len(candidates)))
+        kept = nms(candidates + apart, objectness, model.rpn_nms_iou)
+        of_kept = torch.zeros_like(objectness).index_fill(0, kept, 1)
+        best = torch.where(of_kept > 0, objectness, LEFT_OUT).topk(min(model.rpn_post_nms_top_n, len(candidates)))
         return candidates[best.indices], best.values >= 0
 
 
