@@ -90,7 +90,22 @@ rule ablation_evaluate:
         "data/splits/val_novel.json",
         "data/splits/val_generalized.json",
         "data/splits/val_all.json",
-        code=sorted({"fvlm/stages/ablation_evaluate.py", "fvlm/vlm/freeze.py", *rules.evaluate.input.code}),
+        code=[
+            "fvlm/stages/ablation_evaluate.py",
+            "fvlm/data/coco.py",
+            "fvlm/data/coco_categories.json",
+            "fvlm/data/ov_coco.json",
+            "fvlm/data/splits.py",
+            "fvlm/detector/scores.py",
+            "fvlm/evaluation/ap.py",
+            "fvlm/evaluation/best.py",
+            "fvlm/evaluation/detections.py",
+            "fvlm/evaluation/matching.py",
+            "fvlm/evaluation/protocols.py",
+            "fvlm/evaluation/raw.py",
+            "fvlm/evaluation/scoring.py",
+            "fvlm/vlm/freeze.py",
+        ],
     output:
         "ablations/{ablation}/{variant}/scores.json",
     log:
