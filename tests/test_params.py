@@ -100,7 +100,7 @@ def test_the_schema_and_the_loader_refuse_the_same(tmp_path: Path, emoji: Tree, 
 def test_params_are_frozen_and_hold_what_the_file_says() -> None:
     params = load_params(EMOJI)
     assert params.settings == ("zsd", "ovod")
-    assert params.train.weight_decay == 1e-4, "1e-4 is a number, although YAML 1.1 reads a text"
+    assert params.model.norm_eps == 1e-4, "1e-4 is a number, although YAML 1.1 reads a text"
     assert isinstance(params.evaluate.alpha, float)
     with pytest.raises(dataclasses.FrozenInstanceError):
         params.train.steps = 1  # type: ignore[misc]
