@@ -31,6 +31,10 @@ def sync(*, if_complete: bool = False) -> str:
     if snakemake_is_current:
         # relinking would copy cached outputs back with new time stamps, which Snakemake would have to hash again
         _call("dvc", "commit", "--force", "--no-relink", "--quiet")
+        if not _dvc_is_current():
+            raise InputError(
+                "sync: `dvc status` still reports changes after `dvc commit`; run `dvc status` to see them"
+            )
         return "recorded Snakemake's results in dvc.lock: `dvc repro` has nothing to run"
     if dvc_is_current:
         # --touch --forceall runs no stage: it refreshes time stamps in the order of the graph and writes the metadata
