@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """A stage that ran in this process set threads and determinism for good; two processes of two threads crawl."""
+    """Stages and benchmarks set threads and determinism for good; two processes of two threads crawl."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(False)
 

@@ -24,6 +24,21 @@ def pycocotools_eval(results, coco, **changes):
     return evaluator.eval
 
 
+def by_pycocotools(results, protocol, splits, images="split"):
+    """AP50 and AP of each group of classes, percent, keyed as in metrics/<run>.json."""
+    split = splits[protocol.split]
+    chosen = split if images == "split" else {**split, "images": splits["all"]["images"]}
+    evaluated = pycocotools_eval(results, chosen, areaRng=[[0, 1e10]], areaRngLbl=["all"])
+    precision = evaluated["precision"][:, :, :, 0, -1]  # (T, 101, K), K by ascending category id
+    names = [category["name"] for category in sorted(split["categories"], key=lambda c: c["id"])]
+    means: dict[str, float] = {}
+    for group, members in protocol.groups.items():
+        of_group = 100 * precision[:, :, [name in members for name in names]]
+        of_group = of_group[:, :, of_group[0, 0] > -1]
+        means |= {f"{group}_AP50": of_group[0].mean(), f"{group}_AP": of_group.mean()}
+    return means
+
+
 def truth(number, image_id, category_id, bbox, iscrowd=0):
     area = bbox[2] * bbox[3]
     return {

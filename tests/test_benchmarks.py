@@ -17,15 +17,6 @@ TRAIN_PHASES = {"tower", "FPN", "RPN", "proposals", "targets", "RoIAlign", "box 
 INFERENCE_PHASES = {"tower", "FPN", "RPN", "proposals", "RoIAlign", "box head", "VLM pool", "the rest"}
 
 
-@pytest.fixture(autouse=True)
-def settings_of_torch():
-    """Benchmarks set threads and determinism of the process."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-
-
 @pytest.mark.slow
 def test_a_training_step_is_compared_with_both_forms_of_torchvision_s_detector(tmp_path, capsys):
     file = tmp_path / "out.json"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_ap import pycocotools_eval
+from test_ap import by_pycocotools
 
 from fvlm import layout
 from fvlm.data.coco import load_instances
@@ -34,21 +34,6 @@ def run(request):
             pytest.skip(f"{layout.metrics(request.param)} is not there: run the pipeline first")
         params, raw = load_params(), RawDetections.load(layout.raw_detections(request.param))
         yield request.param, params, raw, {name: load_instances(layout.val_split(name)) for name in layout.VAL_SPLITS}
-
-
-def by_pycocotools(results, protocol, splits, images="split"):
-    """AP50 and AP of each group of classes, percent, keyed as in metrics/<run>.json."""
-    split = splits[protocol.split]
-    chosen = split if images == "split" else {**split, "images": splits["all"]["images"]}
-    evaluated = pycocotools_eval(results, chosen, areaRng=[[0, 1e10]], areaRngLbl=["all"])
-    precision = evaluated["precision"][:, :, :, 0, -1]  # (T, 101, K), K by ascending category id
-    names = [category["name"] for category in sorted(split["categories"], key=lambda c: c["id"])]
-    means: dict[str, float] = {}
-    for group, members in protocol.groups.items():
-        of_group = 100 * precision[:, :, [name in members for name in names]]
-        of_group = of_group[:, :, of_group[0, 0] > -1]
-        means |= {f"{group}_AP50": of_group[0].mean(), f"{group}_AP": of_group.mean()}
-    return means
 
 
 def detected(raw, protocol, splits, rules):

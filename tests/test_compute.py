@@ -11,11 +11,8 @@ from fvlm.params import load_params
 
 @pytest.fixture(autouse=True)
 def settings_of_torch():
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 

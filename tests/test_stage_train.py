@@ -212,8 +212,8 @@ def test_the_texts_of_training_are_background_and_the_supervised_classes_by_risi
 # Several processes, started as a user starts them.
 
 COMMAND = [sys.executable, "-m", "fvlm", "train", "--setting", "zsd"]
-RUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "localhost"]
-TORCHRUN = [*RUN, "--nproc-per-node", "2", *COMMAND[1:]]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "localhost"]
+TORCHRUN += ["--nproc-per-node", "2", *COMMAND[1:]]
 
 
 def make_params(**changes):

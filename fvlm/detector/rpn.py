@@ -107,7 +107,7 @@ def propose(
 
     Source: F-VLM's `ops/roi_ops.py`. Its cap of 1000 a level after suppression never binds: no more are kept in all.
     Departure: boxes without area go. Anchors of the padding are clipped to lines at the picture's border, which have no
-    overlap with anything, and would fill half of the proposals of a narrow picture.
+    overlap with anything, so that none is suppressed, and take places in the list of a narrow picture.
     """
     levels, scores, boxes = best_of_levels(logits, deltas, anchors, pre_nms_top_n)
     results = []
