@@ -5,7 +5,7 @@ a changed param or input can never be mixed with an older run's state: that stat
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,12 @@ def checkpoint_key(params: Params, setting: str, inputs: Mapping[str, str]) -> s
 def save_checkpoint(
     path: Path,
     detector: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     step: int,
     rows: list[dict[str, Any]],
     generator: torch.Generator | None = None,
 ) -> None:
-    """Write the state after `step`: what training changes of the model, the optimiser, and the rows of losses.csv.
+    """Write the state after `step`: what training changes of the model, the optimisers, and the rows of losses.csv.
 
     The file's name, which has the key, is written inside too, so that a renamed file is recognised.
 
@@ -61,7 +61,8 @@ def save_checkpoint(
         generator: of all chance in the steps, where a run draws from one generator from its first step to its last.
     """
     tensors = {f"model/{name}": tensor for name, tensor in _changing(detector)}
-    tensors |= {f"optimizer/{name}/{entry}": t for name, entry, t in _optimizer_entries(detector, optimizer)}
+    for optimizer in optimizers:  # no parameter belongs to two
+        tensors |= {f"optimizer/{name}/{entry}": t for name, entry, t in _optimizer_entries(detector, optimizer)}
     if generator is not None:
         tensors["generator"] = generator.get_state()
     save_tensors(path, tensors, {"name": path.name, "step": step, "rows": rows})
@@ -70,10 +71,10 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path,
     detector: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     generator: torch.Generator | None = None,
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Restore what `save_checkpoint` wrote into `detector`, `optimizer` and `generator`.
+    """Restore what `save_checkpoint` wrote into `detector`, `optimizers` and `generator`.
 
     Returns:
         The step that was done last and the rows up to it; (0, []) where there is no usable checkpoint. A file that
@@ -99,6 +100,14 @@ def load_checkpoint(
     with torch.no_grad():
         for name, tensor in changing.items():
             tensor.copy_(tensors[f"model/{name}"])
+    for optimizer in optimizers:
+        _restore(optimizer, detector, tensors)
+    if generator is not None:
+        generator.set_state(tensors["generator"])
+    return metadata["step"], metadata["rows"]
+
+
+def _restore(optimizer: torch.optim.Optimizer, detector: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, parameter_name in enumerate(_optimized_names(detector, optimizer)):
@@ -111,9 +120,6 @@ def load_checkpoint(
         if entries:
             state[index] = entries
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    if generator is not None:
-        generator.set_state(tensors["generator"])
-    return metadata["step"], metadata["rows"]
 
 
 def _laid_out_as(parameter: Tensor, moment: Tensor) -> Tensor:

@@ -118,8 +118,9 @@ class Pretrain:
 
     steps: int = spec("optimiser steps", min=1)
     batch_size: int = spec("captioned pictures in a step", min=2)
-    learning_rate: float = spec("AdamW's peak learning rate", above=0)
-    weight_decay: float = spec("AdamW's weight decay", min=0)
+    learning_rate: float = spec("AdamW's peak learning rate: of all but the image tower's convolutions", above=0)
+    kernel_learning_rate: float = spec("Muon's peak learning rate: of the image tower's convolutions", above=0)
+    weight_decay: float = spec("of both", min=0)
     warmup_steps: int = spec("steps of linear warm-up", min=0)
     threads: int = spec("CPU threads; a number of its own, since pretraining runs alone", min=1, max=256)
     held_out_pictures: int = spec("captioned pictures of the final accuracy check", min=81)

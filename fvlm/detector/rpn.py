@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms, clip_boxes_to_image
@@ -75,10 +76,15 @@ class RpnHead(nn.Module):
             x = pyramid[name]
             for conv, norms in zip(self.convs, self.norms, strict=True):
                 x = normalise(cast(nn.ModuleList, norms)[level], read(conv, x), relu=True)
-            count = x.shape[0]
-            logits.append(read(self.score, x).permute(0, 2, 3, 1).reshape(count, -1))
-            deltas.append(read(self.box, x).permute(0, 2, 3, 1).reshape(count, -1, 4))
+            score, box = read(self._outputs, x).permute(0, 2, 3, 1).tensor_split([len(ASPECT_RATIOS)], dim=3)
+            logits.append(score.flatten(1))
+            deltas.append(box.flatten(1).unflatten(1, (-1, 4)))
         return logits, deltas
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, 3 + 12, H, W): both output layers as one, whose way back makes one gradient of `x`."""
+        weight = torch.cat([self.score.weight, self.box.weight])
+        return F.conv2d(x, weight, torch.cat([cast(Tensor, self.score.bias), cast(Tensor, self.box.bias)]))
 
 
 @torch.no_grad()

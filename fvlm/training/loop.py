@@ -81,7 +81,7 @@ def train(
         synchronize_norms(detector)
     text = text.to(device)
     optimizer = build_optimizer(detector, params)
-    done, rows = load_checkpoint(checkpoint, detector, optimizer)
+    done, rows = load_checkpoint(checkpoint, detector, [optimizer])
     if world.total(torch.tensor(done, device=device)) != done * world.size:
         raise InputError(
             f"{checkpoint}: rank {world.rank} of the training processes sees another checkpoint than the rest; "
@@ -113,7 +113,7 @@ def train(
         if is_checkpoint:
             _check_weights(detector, step, rate)
             if world.is_main:
-                save_checkpoint(checkpoint, detector, optimizer, step, rows)
+                save_checkpoint(checkpoint, detector, [optimizer], step, rows)
     if progress:
         progress.close()
     return rows
