@@ -7,6 +7,7 @@ import open_clip
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from fvlm.data.order import generator_of
 from fvlm.errors import InputError
@@ -189,6 +190,34 @@ def test_pretraining_that_diverges_is_told_in_one_line_and_keeps_the_finite_chec
     tensors, metadata = load_tensors(checkpoint, "checkpoint", "")
     assert metadata["step"] == 1
     assert all(tensor.isfinite().all() for tensor in tensors.values() if tensor.is_floating_point())
+
+
+def test_a_kernel_is_a_view_of_the_matrix_of_its_filters():
+    conv = nn.Conv2d(3, 4, (3, 2))
+    kernel = conv.weight.detach().clone()
+    register_parametrization(conv, "weight", pretraining._FromMatrix(conv.weight))
+    matrix = dict(conv.named_parameters())["parametrizations.weight.original"]
+    assert matrix.shape == (4, 18)
+    assert torch.equal(conv.weight, kernel)
+    assert conv.weight.data_ptr() == matrix.data_ptr()  # no copy in any step
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert sorted(matrix[2].tolist()) == sorted(kernel[2].flatten().tolist())
+
+
+@pytest.mark.parametrize("frozen", ["kernel_learning_rate", "learning_rate"])
+def test_muon_trains_the_towers_kernels_and_adamw_all_else(pictures, tmp_path, frozen):
+    clip = make_clip()
+    before = {name: parameter.detach().clone() for name, parameter in clip.named_parameters()}
+    params = dataclasses.replace(QUICK, steps=2, **{frozen: 1e-30})
+    pretrain(clip, pictures, TEMPLATES, params, 3, tmp_path / "vlm.safetensors")
+    after = dict(clip.named_parameters())
+    assert after.keys() == before.keys()  # the matrices are gone again
+    kernels = {name for name, parameter in before.items() if parameter.ndim == 4}
+    assert len(kernels) == 19  # 3 of the stem; 3 and a shortcut in each of four stages
+    still = {name for name in before if torch.equal(after[name], before[name])}
+    assert (kernels <= still) == (frozen == "kernel_learning_rate")
+    assert ("visual.attnpool.q_proj.weight" in still) == ("logit_scale" in still) == (frozen == "learning_rate")
+    assert not still & kernels or frozen == "kernel_learning_rate"
 
 
 def coloured_pictures():
