@@ -1,6 +1,7 @@
 """Second stage: region features, region embeddings, class-agnostic box deltas."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 
 from ..vlm.pooling import bin_taps
+from . import region_conv
 from .fpn import LEVELS, STRIDES
 from .recompute import normalise, read
 from .rpn import MAX_LOG_SCALE
@@ -116,10 +118,14 @@ class BoxHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """(R, C, 7, 7) -> region embeddings (R, D), not normalised, and box deltas (R, 4), both float32."""
-        x = pooled
-        for conv, norm in zip(self.convs[:-1], self.conv_norms[:-1], strict=True):
-            x = normalise(norm, read(conv, x), relu=True)
-        x = self.conv_norms[-1](read(self.convs[-1], x))
+        convs = cast(list[nn.Conv2d], list(self.convs))
+        fast = region_conv.pays(convs, pooled)
+        x = region_conv.by_cell(pooled) if fast else pooled
+        layers = [partial(region_conv.convolve, conv) if fast else conv for conv in convs]
+        for layer, norm in zip(layers[:-1], self.conv_norms[:-1], strict=True):
+            x = normalise(norm, read(layer, x), relu=True)
+        x = self.conv_norms[-1](read(layers[-1], x))
+        x = region_conv.by_region(x) if fast else x
         x = F.relu_(x.flatten(1))  # in this order the copy that `flatten` makes is the only one that is kept
         x = F.relu_(self.fc_norm(self.fc(x))).float()
         with torch.autocast(x.device.type, enabled=False):  # what is compared with texts and decoded stays exact
