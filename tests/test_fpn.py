@@ -1,9 +1,12 @@
 """Feature pyramid: shapes, norms, and P6 by hand."""
 
+from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from fvlm.detector.fpn import LEVELS, STRIDES, FeaturePyramid
 
@@ -56,3 +59,22 @@ def test_coarse_levels_are_added_to_fine_ones_by_nearest_upsampling():
 def test_initial_weights_have_the_variance_of_lecun_normal():
     pyramid: Any = FeaturePyramid((256,) * 4, 256, norm_momentum=0.1, norm_eps=1e-4)
     torch.testing.assert_close(pyramid.output[0].weight.std(), torch.tensor((256 * 9) ** -0.5), rtol=0.02, atol=0)
+
+
+def test_merged_maps_are_not_kept_and_gradients_are_those_of_the_plain_pathway():
+    features = {name: x.requires_grad_() for name, x in make_features().items()}
+    pyramid = make_pyramid()
+    merged: list[StorageWeakRef] = []
+    for conv in pyramid.output:
+        conv.register_forward_hook(lambda _, inputs, __: merged.append(StorageWeakRef(inputs[0].untyped_storage())))
+    observed = []
+    for thrifty in (True, False):
+        pyramid.zero_grad()
+        merged.clear()
+        with nullcontext() if thrifty else patch("fvlm.detector.fpn.let_go"):
+            outputs = list(pyramid(features).values())
+        assert [storage.expired() for storage in merged] == [thrifty] * 4
+        loss = torch.stack([(x.square() * (1 + x)).sum() for x in outputs]).sum()
+        of_features = torch.autograd.grad(loss, list(features.values()), retain_graph=True)
+        observed.append([*of_features, *torch.autograd.grad(loss, list(pyramid.parameters()))])
+    assert all(torch.equal(a, b) for a, b in zip(*observed, strict=True))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fvlm.detector import recompute
-from fvlm.detector.recompute import normalise, read
+from fvlm.detector.recompute import let_go, normalise, read
 from fvlm.training.parallel import SynchronizedBatchNorm
 
 Chain = Callable[[nn.Module, Tensor, bool, list[nn.Conv2d]], list[Tensor]]
@@ -128,3 +128,32 @@ def test_a_norm_over_several_processes_keeps_its_output() -> None:
     y = normalise(synchronised, x.requires_grad_(), relu=True)
     assert y not in recompute._RECIPES
     assert torch.equal(read(conv, y), conv(F.relu(synchronised(x))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_let_go_is_made_again_under_the_same_autocast(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 3)
+    source = torch.randn(2, 3, 9, 8)
+    observed = []
+    for go in (True, False):
+        first.zero_grad()
+        second.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            x = first(source)
+            assert x.dtype == dtype
+            if go:
+                let_go(x, lambda: first(source))
+            y = read(second, x)
+        storage = StorageWeakRef(x.untyped_storage())
+        del x
+        assert storage.expired() == go
+        y.float().square().sum().backward()
+        observed.append([y.detach(), *(p.grad for module in (first, second) for p in module.parameters())])
+    assert all(a is not None and b is not None and torch.equal(a, b) for a, b in zip(*observed, strict=True))
+
+
+def test_what_needs_no_gradient_is_not_remembered() -> None:
+    x = torch.randn(2, 3)
+    let_go(x, lambda: x)
+    assert x not in recompute._RECIPES

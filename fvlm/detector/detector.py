@@ -162,7 +162,9 @@ class FVLM(nn.Module):
                 for (boxes, _), gt, generator in zip(proposals, targets, _each(generators, len(images)), strict=True)
             ]
         labels = torch.cat([r.labels for r in regions])
-        embeddings, box_deltas = self._embed([r.boxes for r in regions], pyramid)
+        pooled = self._pool(pyramid, [r.boxes for r in regions])
+        del pyramid  # nobody reads it after this: at 1024 px 85 MiB an image, at the step's peak of memory
+        embeddings, box_deltas = self.box_head(pooled)
 
         counts = [len(a) for a in anchors]
         positive = torch.stack([t.positive for t in anchor_targets])
@@ -199,7 +201,7 @@ class FVLM(nn.Module):
         proposals = self._propose(logits, deltas, self._anchors(canvas_hw), sizes_hw)
         boxes = [b for b, _ in proposals]
         counts = [len(b) for b in boxes]
-        embeddings, box_deltas = self._embed(boxes, pyramid)
+        embeddings, box_deltas = self.box_head(self._pool(pyramid, boxes))
         vlm_embeddings = self.embed_by_vlm(features["C5"], boxes)
         rows = zip(
             proposals,
@@ -251,8 +253,8 @@ class FVLM(nn.Module):
             nms_iou=self.model.rpn_nms_iou,
         )
 
-    def _embed(self, boxes: list[Tensor], pyramid: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return self.box_head(pool_pyramid(pyramid, boxes, self.model.canonical_box_size))
+    def _pool(self, pyramid: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
+        return pool_pyramid(pyramid, boxes, self.model.canonical_box_size)
 
 
 def cosine(embeddings: Tensor, text: Tensor) -> Tensor:

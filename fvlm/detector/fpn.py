@@ -1,11 +1,12 @@
 """Feature pyramid P2..P6 on top of the frozen tower's C2..C5."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .recompute import normalise
+from .recompute import let_go, normalise, read
 
 LEVELS = ("P2", "P3", "P4", "P5", "P6")
 STRIDES = (4, 8, 16, 32, 64)  # image pixels per cell, one for each of LEVELS
@@ -37,13 +38,24 @@ class FeaturePyramid(nn.Module):
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """{"C2".."C5": (N, C_l, H / stride, W / stride)} -> {"P2".."P6": (N, channels, H / stride, W / stride)}."""
-        laterals = [conv(features[f"C{i}"]) for i, conv in enumerate(self.lateral, start=2)]
+        maps = [features[f"C{i}"] for i in range(2, 6)]
+        merged = self._merge(maps)
+        for level, x in enumerate(merged):
+            let_go(x, partial(self._finest, maps[level:]))  # laterals are cheap, the maps that they fill are not
+        outputs = [read(conv, x) for conv, x in zip(self.output, merged, strict=True)]
+        outputs.append(self.coarsest(F.pad(outputs[-1], (0, 1, 0, 1))))
+        return {level: normalise(norm, x) for level, norm, x in zip(LEVELS, self.norm, outputs, strict=True)}
+
+    def _merge(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The coarsest of C2..C5 up to a level -> their laterals, each plus the one above it; finest first."""
+        laterals = [conv(x) for conv, x in zip(list(self.lateral)[-len(maps) :], maps, strict=True)]
         merged = [laterals[-1]]
         for lateral in reversed(laterals[:-1]):
             merged.insert(0, lateral + F.interpolate(merged[0], size=lateral.shape[-2:], mode="nearest"))
-        outputs = [conv(x) for conv, x in zip(self.output, merged, strict=True)]
-        outputs.append(self.coarsest(F.pad(outputs[-1], (0, 1, 0, 1))))
-        return {level: normalise(norm, x) for level, norm, x in zip(LEVELS, self.norm, outputs, strict=True)}
+        return merged
+
+    def _finest(self, maps: Sequence[Tensor]) -> Tensor:
+        return self._merge(maps)[0]
 
 
 def _lecun_normal_(weight: Tensor) -> None:

@@ -1,12 +1,12 @@
-"""Outputs of batch norms that are not kept for the way back, but made again on it.
+"""Tensors that are not kept for the way back, but made again on it: outputs of batch norms, and the pyramid's sums.
 
 A batch norm keeps its input; what comes out, behind a ReLU or not, is kept a second time, by the layer that reads it.
 Yet the output is scale * input + shift, channel by channel, with statistics that the norm keeps anyway. So it is let go
 in the forward pass and made again when the way back asks for it: one pass over memory, beside a convolution's thousands
-of operations a number.
+of operations a number. The pyramid's top-down sums are cheap in the same way: 1x1 convolutions of what the tower gave.
 
 torch's `checkpoint` would run the norm itself again: it would take the statistics a second time, which costs more than
-twice as much, and would move the running ones twice.
+twice as much, and would move the running ones twice. Around the pyramid it would run the 3x3 convolutions again, too.
 """
 
 import weakref
@@ -65,8 +65,25 @@ def normalise(norm: nn.Module, x: Tensor, *, relu: bool = False) -> Tensor:
     return F.relu_(output) if relu else output  # the norm's way back reads its input alone
 
 
+def let_go(x: Tensor, make: Callable[[], Tensor]) -> None:
+    """Whoever then says `read(layer, x)` does not keep `x`, but has `make()` on the way back, under the same autocast.
+
+    `make` gives `x`, bit for bit, from what is kept anyway; it must not hold `x` itself.
+    """
+    if not x.requires_grad or torch.compiler.is_compiling():
+        return
+    kind = x.device.type
+    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+
+    def make_again() -> Tensor:
+        with torch.no_grad(), torch.autocast(kind, dtype, enabled=enabled):
+            return make()
+
+    _RECIPES[x] = _Recipe(make_again)
+
+
 def read(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`layer(x)`; if `x` is what `normalise` gave, the layer makes it again on the way back instead of keeping it."""
+    """`layer(x)`; if `x` is of `normalise` or was `let_go`, it is made again on the way back instead of being kept."""
     recipe = None if torch.compiler.is_compiling() else _RECIPES.get(x)
     if recipe is None:
         return layer(x)
