@@ -9,6 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fvlm.detector import region_conv
 from fvlm.detector.box_head import BoxHead
@@ -104,6 +105,18 @@ def test_it_gives_the_same_bits_wherever_its_memory_lies():
         observed.append([y.detach(), x.grad, *(p.grad for p in conv.parameters())])
     for other in observed[1:]:
         assert all(torch.equal(cast(Tensor, a), cast(Tensor, b)) for a, b in zip(observed[0], other, strict=True))
+
+
+def test_an_estimate_or_an_inference_before_training_leaves_nothing_behind():
+    region_conv._matrices.cache_clear()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert convolve(make_conv(2, 3, torch.float32), by_cell(torch.empty(4, 2, 7, 7))).shape == (1, 3, 49, 4)
+    conv, x = make_conv(2, 3, torch.float32), make_regions(4, 2)
+    with torch.inference_mode():
+        expected = by_theorem(conv, x)
+    y = by_theorem(conv, x.requires_grad_())
+    y.sum().backward()
+    assert torch.equal(y, expected) and x.grad is not None and x.grad.isfinite().all()
 
 
 def test_regions_that_need_no_gradient_get_none():

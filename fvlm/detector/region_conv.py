@@ -18,7 +18,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -64,24 +66,28 @@ def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return _Convolution.apply(x, conv.weight, conv.bias)
 
 
-@functools.cache
 def transforms(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Matrices of a region's cells (94, 49), of a kernel's taps (94, 9), and of the products, back to cells (49, 94).
 
     In row-major order of cells and taps. y = back @ ((of_taps @ kernel) * (of_cells @ x)) is the convolution as torch
     means it: cell i gets tap k times cell i + k - 1.
     """
+    of_cells, of_taps, back = (torch.tensor(matrix, dtype=dtype) for matrix in _matrices())
+    return of_cells, of_taps, back
+
+
+@functools.cache
+def _matrices() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """`transforms`, kept as arrays: a tensor remembers the mode it was first made in, inference's or an estimate's."""
     period = SIZE + 1
-    frequency = torch.arange(period, dtype=torch.float64)
-    turn = 2j * math.pi / period
-    along_cells = torch.exp(-turn * torch.outer(frequency, torch.arange(SIZE, dtype=torch.float64)))  # (8, 7)
-    along_taps = torch.exp(turn * torch.outer(frequency, torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)))
-    cells, taps = torch.kron(along_cells, along_cells), torch.kron(along_taps, along_taps)  # (64, 49), (64, 9)
+    frequency = np.arange(period)
+    turn = 2j * np.pi / period
+    along_cells = np.exp(-turn * np.outer(frequency, np.arange(SIZE)))  # (8, 7)
+    along_taps = np.exp(turn * np.outer(frequency, [-1, 0, 1]))  # (8, 3)
+    cells, taps = np.kron(along_cells, along_cells), np.kron(along_taps, along_taps)  # (64, 49), (64, 9)
     inverse = cells.conj().T / period**2  # (49, 64)
 
-    of_cells: list[Tensor] = []
-    of_taps: list[Tensor] = []
-    back: list[Tensor] = []
+    of_cells, of_taps, back = [], [], []
     for row in range(period):
         for column in range(period):
             here = row * period + column
@@ -98,7 +104,7 @@ def transforms(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
                 of_cells += [a + b, a, b]
                 of_taps += [c, d - c, c + d]
                 back += [2 * (real - imaginary), -2 * imaginary, -2 * real]
-    return torch.stack(of_cells).to(dtype), torch.stack(of_taps).to(dtype), torch.stack(back, dim=1).to(dtype)
+    return np.stack(of_cells), np.stack(of_taps), np.stack(back, axis=1)
 
 
 class _Convolution(torch.autograd.Function):
