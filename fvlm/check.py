@@ -56,13 +56,16 @@ def run(params: Params, setting: str, json_path: str | None, seed: int | None = 
         False where a rung failed.
 
     Raises:
-        InputError: a file is broken, or was built with other params than the present ones.
+        InputError: a file is broken, or was built with other params than the present ones; or none is there.
     """
     checked = Run(setting, seed)
     print(f"check: setting {checked.name}; each rung rests on those above it in this list", flush=True)
-    rungs = []
+    rungs, judged = [], 0
     for name, judge in JUDGES.items():
-        rung = _missing(name, params, checked) or judge(params, checked)
+        rung = _missing(name, params, checked)
+        if rung is None:
+            rung = judge(params, checked)
+            judged += 1
         rungs.append(rung)
         print(_shown(len(rungs), rung), flush=True)
     counts = {
@@ -76,6 +79,11 @@ def run(params: Params, setting: str, json_path: str | None, seed: int | None = 
         write_json(
             json_path,
             {**dataclasses.asdict(checked), "counts": counts, "rungs": [dataclasses.asdict(r) for r in rungs]},
+        )
+    if judged == 0:
+        raise InputError(
+            f"check: nothing of setting {checked.name} could be checked, for the reasons above; build it with "
+            "`snakemake all` or `dvc repro`"
         )
     return counts["failed"] == 0
 

@@ -1,8 +1,10 @@
 """What is said before the first step: counts that are exact, and an estimate of memory against what is really kept."""
 
 import dataclasses
+import datetime
 import re
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from two_processes import PARAMS, Scenes, build, text
 from fvlm.compute import autocast
 from fvlm.data.loading import training_batches
 from fvlm.params import FreezeMode, Params, Precision
-from fvlm.training.preflight import estimate_memory, out_of_memory, preflight
+from fvlm.training.preflight import estimate_memory, estimate_step_s, out_of_memory, preflight, say_duration
 
 CPU = torch.device("cpu")
 
@@ -62,6 +64,61 @@ def test_it_says_what_trains_and_how_a_step_is_split() -> None:
     assert f"{trained:,} parameters train" in said
     assert "a step is 4 pictures = 1 processes x 2 passes x 2, in float32" in said
     assert re.search(r"about \S+ GiB a process", said)
+
+
+def tick(detector: Any, seconds: dict[str, float]) -> Any:
+    """A clock that each part of the detector moves on."""
+    clock = [0.0]
+
+    def moved(name: str, forward: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            clock[0] += seconds[name]
+            return forward(*arguments)
+
+        return run
+
+    for name in seconds:
+        part = getattr(detector, name)
+        part.forward = moved(name, part.forward)
+    return patch("fvlm.training.preflight.time.perf_counter", side_effect=lambda: clock[0])
+
+
+@pytest.mark.parametrize(
+    ("freeze", "accumulation", "expected"),
+    [
+        ("all", 1, 2 * (1 + 3 * (10 + 100 + 1000))),  # four pictures, tried with two
+        ("none", 1, 2 * 3 * (1 + 10 + 100 + 1000)),
+        ("all", 2, 2 * (1 + 3 * (10 + 100 + 1000) + 2 * (10 + 1000))),
+        ("all", 4, 4 * (1 + 3 * (10 + 100 + 1000) + 2 * (10 + 1000))),  # tried with one
+    ],
+)
+def test_a_step_takes_three_forward_passes_of_what_trains_and_one_of_a_frozen_tower(
+    freeze: FreezeMode, accumulation: int, expected: float
+) -> None:
+    detector = build(freeze)
+    params = make_params(accumulation=accumulation, steps=7)
+    params = dataclasses.replace(params, model=dataclasses.replace(params.model, freeze=freeze))
+    with tick(detector, {"tower": 1.0, "fpn": 10.0, "rpn": 100.0, "box_head": 1000.0}):
+        assert estimate_step_s(detector, params, CPU) == expected
+        whole = datetime.timedelta(seconds=7 * expected)
+        assert say_duration(detector, params, CPU) == (
+            f"train: about {expected:.2g} s a step, {whole} h for 7 (estimated from a forward pass)"
+        )
+
+
+def test_the_timed_pass_changes_nothing_and_compiles_nothing() -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("compiled")
+
+    detector = build("none").train()
+    for part in (detector.tower, detector.fpn, detector.rpn, detector.box_head):
+        part.compile(backend=never)
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    random_state = torch.get_rng_state()
+    assert estimate_step_s(detector, make_params(), CPU) > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in detector.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert detector.training and all(p.grad is None for p in detector.parameters())
 
 
 def test_the_advice_for_too_little_memory_is_one_line_that_names_the_param() -> None:

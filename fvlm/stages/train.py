@@ -26,7 +26,7 @@ from ..params import Params, of_seed
 from ..tensors import load_tensors, save_tensors, sha256_of_tensors
 from ..training.loop import COLUMNS, train
 from ..training.parallel import World
-from ..training.preflight import out_of_memory, preflight
+from ..training.preflight import out_of_memory, preflight, say_duration
 from ..vlm.clip import VlmCard, load_card, load_clip
 
 
@@ -101,6 +101,8 @@ def train_detector(
         torch.backends.cudnn.benchmark = True  # every batch has the same sizes; detection's regions have not
     arrange(detector.to(device), params.compute)
     try:
+        if world.is_main:
+            print(say_duration(detector, params, device), flush=True)
         rows = train(
             detector,
             pictures,

@@ -1,5 +1,7 @@
 """What a training will need, said before its first step."""
 
+import datetime
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,8 @@ FLOAT32_BYTES = 4
 ALIVE_MAPS = 4  # of the tower's largest: a block's input, its branch's input and output, and the sum
 ANCHOR_LOSS_FLOATS = 20  # an anchor's logit and deltas in float32, their errors, losses and gradients
 ANCHOR_TARGET_BYTES = 19  # four deltas and three flags
+
+TRIED_IMAGES = {"cpu": 2, "cuda": 8}  # of the forward pass that is timed
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ def estimate_memory(detector: FVLM, params: Params) -> Memory:
 
     trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
     tensors = [*detector.parameters(), *detector.buffers()]
-    gradients = trained * (1 + (train.accumulation > 1) + 2 * (params.compute.processes > 1))  # box's own; sent, summed
+    # with passes: the box loss's of the passes so far, and of this one; with processes: what is sent, and its sum
+    gradients = trained * (1 + 2 * (train.accumulation > 1) + 2 * (params.compute.processes > 1))
     moments = trained * (2 if train.optimizer == "adamw" else 1)
     weights = FLOAT32_BYTES * (sum(t.numel() for t in tensors) + gradients + moments)
 
@@ -136,3 +141,54 @@ def _activation_bytes(detector: FVLM, images: int, params: Params) -> int:
     for hook in hooks:
         hook.remove()
     return sum(storage.nbytes() for key, storage in kept.items() if key not in own)
+
+
+def say_duration(detector: FVLM, params: Params, device: torch.device) -> str:
+    """The line that says how long the training will take; see `estimate_step_s`."""
+    per_step_s, steps = estimate_step_s(detector, params, device), params.train.steps
+    whole = datetime.timedelta(seconds=round(per_step_s * steps))
+    compiled = ", not compiled" if params.compute.compile else ""
+    return f"train: about {per_step_s:.2g} s a step, {whole} h for {steps} (estimated from a forward pass{compiled})"
+
+
+def estimate_step_s(detector: FVLM, params: Params, device: torch.device) -> float:
+    """Seconds of a step of one process, from the second forward pass of a few blank pictures.
+
+    A way back takes twice as long as the way there; a frozen tower has none, and with accumulation box head and pyramid
+    have a second one (`fvlm.training.step`). Loading goes on beside a step and counts only where it is slower; that,
+    matching and what the processes say to each other are not in it. The detector, on `device`, stays as it is, and so
+    do torch's random states.
+    """
+    model, train = params.model, params.train
+    images = train.batch_size // params.compute.processes // train.accumulation
+    tried = min(images, TRIED_IMAGES[device.type])
+    pictures = torch.zeros(tried, 3, model.image_size, model.image_size, device=device)
+    whole = torch.tensor([0.0, 0, model.image_size, model.image_size], device=device)
+    regions = [whole.expand(train.rois_per_image, 4)] * tried
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    def times_of_parts() -> tuple[float, ...]:
+        began = now()
+        features = detector.tower(pictures)
+        after_tower = now()
+        pyramid = detector.fpn(features)
+        after_fpn = now()
+        detector.rpn(pyramid)
+        after_rpn = now()
+        detector.box_head(pool_pyramid(pyramid, regions, model.canonical_box_size))
+        return after_tower - began, after_fpn - after_tower, after_rpn - after_fpn, now() - after_rpn
+
+    was_training = detector.training
+    detector.eval()  # no batch norm takes statistics
+    with torch.compiler.set_stance("force_eager"), torch.no_grad(), autocast(device, params.compute.precision):
+        times_of_parts()  # fills caches
+        tower_s, fpn_s, rpn_s, box_s = times_of_parts()
+    detector.train(was_training)
+    of_pass = tower_s * (1 if model.freeze == "all" else 3) + 3 * (fpn_s + rpn_s + box_s)
+    if train.accumulation > 1:
+        of_pass += 2 * (fpn_s + box_s)
+    return of_pass * images / tried * train.accumulation
