@@ -131,6 +131,33 @@ def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, name, content):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("zipped", [True, False])  # torch's format since 1.6, and the one before
+def test_a_checkpoint_that_is_damaged_anywhere_is_told_in_one_line(tmp_path, zipped):
+    whole = tmp_path / "whole.pt"
+    state = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.ones(2)}
+    torch.save(state, whole, _use_new_zipfile_serialization=zipped)
+    data, bad = whole.read_bytes(), tmp_path / "bad.pt"
+    refused = 0
+    for place in range(0, len(data), 7):
+        for content in (data[:place], data[:place] + b"\xff" + data[place + 1 :]):
+            bad.write_bytes(content)
+            try:
+                read_state(bad)  # a number may be another one now, which nobody can see here
+            except InputError as error:
+                refused += 1
+                assert str(error).startswith(str(bad))
+                assert "\n" not in str(error)
+    assert refused > len(data) // 7  # what was cut short, at the least
+
+
+def test_weights_that_are_whole_numbers_are_not_taken_for_floats(tmp_path):
+    state = tiny_clip().state_dict()
+    state["visual.conv1.weight"] = (state["visual.conv1.weight"] * 100).to(torch.int8)
+    save_file(state, tmp_path / "quantised.safetensors")
+    with pytest.raises(InputError, match=r"expected floating-point weights, got torch.int8 in visual.conv1.weight"):
+        load_model(tmp_path / "quantised.safetensors", RN50)
+
+
 def test_a_path_is_told_from_a_word_by_how_it_is_written(tmp_path):
     assert [weights_path(word) for word in ("openai", "yfcc15m", "hf-hub:timm/resnet50_clip.openai")] == [None] * 3
     assert all(weights_path(word) is not None for word in ("RN50.pt", "a/b", "x.safetensors", "~/w.bin", "e.pth"))

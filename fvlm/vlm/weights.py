@@ -7,7 +7,6 @@ OpenAI's archive, must pass for it (`fvlm.vlm.golden`).
 
 import http.client
 import os
-import pickle
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -205,6 +204,12 @@ def load_model(path: Path, architecture: str) -> CLIP:
             + (f"they are those of {fitting}: set" if fitting else "correct the path, or set")
             + " vlm.architecture to what they are of"
         )
+    whole = [name for name in own if own[name].is_floating_point() and not state[name].is_floating_point()]
+    if whole:  # torch would turn quantised weights into floats without a word
+        raise InputError(
+            f"{path}: expected floating-point weights, got {state[whole[0]].dtype} in {whole[0]} and {len(whole) - 1} "
+            "more; save them as float32 or float16"
+        )
     model.load_state_dict(state)
     return model
 
@@ -240,7 +245,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         return read_torchscript(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # of a damaged file torch.load raises what its parts do: IndexError, struct.error, ...
         raise InputError(
             f"{path}: cannot be read as a checkpoint of tensors ({_in_one_line(error)[:300]}); get the file again, "
             "or save its state dict as safetensors (other objects are not loaded, since they could run code)"
