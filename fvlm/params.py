@@ -10,6 +10,7 @@ import difflib
 import math
 import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ WEIGHTS_OF_ALL_TOWERS = ("openai", "random")
 WEIGHT_TAGS = {"RN50-quickgelu": ("yfcc15m", "cc12m")}  # open_clip's, besides openai
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
 HUB_PREFIX = "hf-hub:"
+LARGEST_WHOLE = 2**63 - 1
 Precision = Literal["float32", "bfloat16"]
 Images = Literal["split", "all"]
 Vocabulary = Literal["scored", "masked", "all"]
@@ -363,7 +365,7 @@ def read_tree(
     text = read_text(path, what, remedy)
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no date or number; nested without end
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -446,6 +448,9 @@ def _convert(kind: Any, value: Any, where: str, bounds: Any, problems: list[str]
         if isinstance(value, kind):
             return value
     elif kind is int:
+        if isinstance(value, int) and abs(value) > LARGEST_WHOLE:  # torch's and NumPy's whole numbers have 64 bits
+            problems.append(f"{where}: expected a whole number of at most {LARGEST_WHOLE}, got {_shown(value)}")
+            return None
         if isinstance(value, int) and not isinstance(value, bool) and _in_range(value, bounds):
             return value
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool) and _in_range(value, bounds):
@@ -456,7 +461,7 @@ def _convert(kind: Any, value: Any, where: str, bounds: Any, problems: list[str]
 
 def _in_range(value: float, bounds: Any) -> bool:
     return (
-        math.isfinite(value)
+        abs(value) <= sys.float_info.max  # NaN, infinity, and what no float holds, are beyond
         and value >= bounds.get("min", -math.inf)
         and value <= bounds.get("max", math.inf)
         and value > bounds.get("above", -math.inf)
