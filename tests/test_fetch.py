@@ -229,6 +229,19 @@ def test_an_address_that_is_none_is_named_at_once(part):
         fetch(Remote("http:///a.zip", 9, "0" * 64), part, pause_s=60)
 
 
+@pytest.mark.parametrize("address", ["ftp://a.zip", "http://[::1", "http://a..b/a.zip"])
+def test_a_redirect_to_no_address_is_named_at_once(server, part, address):
+    server.answers = [status(302, Location=address)]
+    with pytest.raises(InputError, match=r"correct data\.mirror"):
+        fetch(remote(server), part, pause_s=60)
+    assert len(server.requests) == 1
+
+
+def test_a_redirect_in_a_circle_is_given_up(server, part):
+    server.answers = [status(302, Location=PATH)] * 31 * FAILURES
+    assert "redirects" in refusal(server, part)
+
+
 def test_pauses_double_up_to_the_longest_and_honour_the_servers_wish(server, part, monkeypatch):
     pauses: list[float] = []
     monkeypatch.setattr(module.time, "sleep", pauses.append)

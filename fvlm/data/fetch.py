@@ -131,8 +131,8 @@ def _receive(
                     file.write(new)
                     have += len(new)
                     progress.advance(len(new))
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        if isinstance(error, ValueError) and isinstance(error, requests.RequestException):  # an address that is none
+    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+        if isinstance(error, ValueError):  # an address that is none, perhaps of a redirect
             raise InputError(f"{remote.url}: {_short(error)}; correct data.mirror or the proxy's address") from None
         raise _BrokenOff(_short(error)) from None
 
