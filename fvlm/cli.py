@@ -62,7 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             return _failed(f"error: the disk is full: {error}; free some space and run the same command again", 2)
-        raise
+        if error.filename is None:
+            raise
+        # a folder that may not be entered, a link to a disk that is not mounted, a folder where a file should be, ...
+        reason = f"{error.strerror or error} ({type(error).__name__})"
+        return _failed(f"error: {error.filename}: {reason}; mend it and run the same command again", 2)
     except KeyboardInterrupt:
         return _failed("interrupted; run the same command again to go on", 130)
     except Exception:

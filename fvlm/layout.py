@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import InputError, can_stand_in_a_line
 from .io import read_json
 from .params import Params
 
@@ -32,7 +33,11 @@ def data_root(params: Params) -> Path:
     named = named_root(params)
     note = root_note(params)
     if named is None and note.exists():
-        named = Path(read_json(note, "note of the data's folder", "run `python -m fvlm download`")["root"])
+        remedy = "run `python -m fvlm download`"
+        noted = read_json(note, "note of the data's folder", remedy)
+        if not isinstance(noted, dict) or not isinstance(noted.get("root"), str):
+            raise InputError(f"{note}: expected a note of the data's folder, got something else; {remedy}")
+        named = Path(noted["root"])
     return named or own_root(params)
 
 
@@ -40,6 +45,11 @@ def named_root(params: Params) -> Path | None:
     """The folder of pictures that a person named, if any; FVLM_DATA_ROOT is for COCO 2017 alone."""
     variable = os.environ.get(DATA_ROOT_VARIABLE) if params.data.dataset == "coco2017" else None
     named = variable or params.data.root
+    if named and not can_stand_in_a_line(named):
+        raise InputError(
+            f"data.root or {DATA_ROOT_VARIABLE}: expected a path in UTF-8 without control letters, got {named!a}; "
+            "rename the folder, or make a link to it"
+        )
     return Path(named) if named else None
 
 

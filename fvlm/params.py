@@ -514,8 +514,10 @@ def _cross_checks(params: Params) -> Iterator[str]:
         yield "data.root: missing; dataset coco_folder needs the folder that holds the pictures and annotations"
     if params.data.mirror is not None and params.data.dataset != "coco2017":
         yield f"data.mirror: goes with dataset coco2017; dataset {params.data.dataset} downloads nothing"
-    elif params.data.mirror is not None and not re.fullmatch(r"https?://\S*[^\s/]", params.data.mirror):
-        yield f"data.mirror: expected http://... or https://... without a / at the end, got {params.data.mirror!r}"
+    elif params.data.mirror is not None and not re.fullmatch(r"https?://[^\s@?#]*[^\s@?#/]", params.data.mirror):
+        # a password in params would go into logs and records; requests takes it from ~/.netrc
+        where = "without a user (whose place is ~/.netrc), ?, # and a / at the end"
+        yield f"data.mirror: expected http://... or https://..., {where}, got {params.data.mirror.split('@')[-1]!r}"
     if params.data.dataset == "emoji" and params.data.emoji and params.data.emoji.image_size % 32:
         yield f"data.emoji.image_size: expected a multiple of 32, got {params.data.emoji.image_size}"
     vlm = params.vlm

@@ -26,7 +26,7 @@ class Handler(BaseHTTPRequestHandler):
                 answer(self, body)
 
     def head(self, status: int, **headers: object) -> None:
-        self.send_response(status)
+        self.send_response(status, self.server.reason)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
@@ -57,6 +57,7 @@ class CocoServer(ThreadingHTTPServer):
         self.answers: list[Answer] = []
         self.lock = threading.Lock()
         self.let_go = threading.Event()  # what a silent answer waits for
+        self.reason: str | None = None  # in words, beside the status
         self.proxied = "\0"  # the address of another server, where this one is its proxy
 
     @property

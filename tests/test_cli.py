@@ -133,6 +133,18 @@ def test_a_full_disk_is_one_line(
     assert line.startswith("error: the disk is full: ")
 
 
+def test_a_file_that_the_system_refuses_is_one_line_and_an_error_without_a_file_is_the_program_s(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage_that(monkeypatch, "text", failing_with(PermissionError(errno.EACCES, "Permission denied", "/home/you/coco")))
+    assert cli.main(["text"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: /home/you/coco: Permission denied (PermissionError); ")
+    stage_that(monkeypatch, "text", failing_with(OSError(errno.EBADF, "Bad file descriptor")))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        cli.main(["text"])
+
+
 def test_a_torch_that_torchvision_does_not_go_with_is_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -274,6 +274,25 @@ def test_files_that_a_person_put_there_are_not_fetched(world):
     assert world.server.requests == []
 
 
+def test_links_to_no_picture_and_folders_are_no_pictures(world):
+    shutil.copytree(world.source, world.root)
+    (world.root / "train2017" / "000000000002.jpg").unlink()
+    (world.root / "train2017" / "000000000002.jpg").symlink_to("gone.jpg")
+    (world.root / "val2017" / "000000100002.jpg").unlink()
+    (world.root / "val2017" / "000000100002.jpg").symlink_to("../annotations")
+    world.obtain()
+    assert world.asked_for() == ["val2017.zip", "train2017.zip"]
+    world.assert_complete()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"files": []}'])
+def test_a_note_that_is_none_of_ours_is_named(world, content):
+    world.obtain()
+    (world.root / "unpacked" / "train2017.zip.json").write_text(content)
+    with pytest.raises(InputError, match=r"unpacked/train2017\.zip\.json: expected a note of what was unpacked"):
+        world.obtain()
+
+
 def test_an_archive_that_a_person_put_there_is_used_and_kept(world):
     world.root.mkdir(parents=True)
     own = world.root / "train2017.zip"
@@ -409,6 +428,22 @@ def test_the_variable_goes_before_the_params_and_is_for_coco_2017_alone(world, m
     assert layout.data_root(load_params(RECIPE)) == Path("data/emoji")
     monkeypatch.setenv("FVLM_DATA_ROOT", "")
     assert layout.data_root(params) == Path("of/the/params")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"root": 3}'])
+def test_a_note_of_the_folder_that_is_none_of_ours_is_named(world, content):
+    world.root.mkdir(parents=True)
+    layout.root_note(world.params).write_text(content)
+    with pytest.raises(InputError, match=r"root\.json: expected a note of the data's folder"):
+        layout.data_root(world.params)
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "two\nlines"])
+def test_a_folder_whose_name_no_line_can_hold_is_refused(world, monkeypatch, name):
+    monkeypatch.setenv(layout.DATA_ROOT_VARIABLE, name)
+    with pytest.raises(InputError, match="expected a path in UTF-8 without control letters") as error:
+        download.run(world.params)
+    assert "\n" not in str(error.value)
 
 
 def test_other_names_than_the_published_are_refused_before_anything_is_fetched(world):

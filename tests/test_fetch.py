@@ -144,16 +144,31 @@ def test_a_server_that_stays_busy_is_named_with_what_it_said_and_what_is_there_i
 def test_a_server_without_the_file_is_named_at_once(server, part, code):
     server.answers = [status(code)]
     message = refusal(server, part)
-    assert f"got HTTP status {code}" in message
-    assert "data.mirror" in message
+    assert message.startswith(f"{server.url}{PATH}: expected the file train2017.zip, got HTTP status {code} ")
+    assert message.endswith("; name a server that has it in data.mirror, or a folder that holds COCO 2017 in data.root")
     assert len(server.requests) == 1
 
 
-def test_a_range_beyond_the_end_begins_anew(server, part):
+def test_a_server_without_the_range_is_asked_for_the_whole_and_what_is_there_stays(server, part):
+    part.write_bytes(CONTENT[:200_000])
+    server.answers = [status(416), breaks_off_after(250_000, ignoring_range=True)]
+    get(server, part)
+    assert server.ranges == ["bytes=200000-", None, "bytes=250000-"]
+
+
+def test_wrong_bytes_of_which_a_server_has_no_range_do_not_stay(server, part):
     part.write_bytes(b"x" * 200_000)
     server.answers = [status(416)]
     get(server, part)
-    assert server.ranges == ["bytes=200000-", None]
+    assert server.ranges == ["bytes=200000-", None, None]
+
+
+def test_a_server_whose_file_is_shorter_is_refused_and_what_is_there_stays(server, part):
+    part.write_bytes(CONTENT[:200_000])
+    server.answers = [status(416), says(200, CONTENT[:100_000])] * FAILURES  # of unknown length
+    assert "the answer ended after 200,000 of 300,000 bytes" in refusal(server, part)
+    assert part.read_bytes() == CONTENT[:200_000]
+    assert len(server.requests) == FAILURES
 
 
 def test_a_server_that_always_says_416_is_refused(server, part):
@@ -172,6 +187,35 @@ def test_a_web_page_of_unknown_length_is_not_taken_for_the_file(server, part):
     server.answers = [says(200, b"<html>please log in</html>", Content_Type="text/html; charset=utf-8")]
     get(server, part)
     assert server.ranges == [None, None]
+
+
+@pytest.mark.parametrize("there", [0, 100])
+@pytest.mark.parametrize("headers", [{"Content_Encoding": "gzip"}, {"Content_Type": "Text/HTML"}, {}])
+def test_other_bytes_than_the_file_begins_with_are_not_kept(server, part, there, headers):
+    part.write_bytes(CONTENT[:there])
+    wanted = Remote(server.url + PATH, len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), magic=CONTENT[:4])
+    server.answers = [says(200, b"\x1f\x8b", **headers), says(200, b"<html>please log in</html>", **headers)]
+    fetch(wanted, part, pause_s=0)
+    assert part.read_bytes() == CONTENT
+    assert len(server.requests) == 3
+
+
+def test_what_a_server_says_cannot_steer_the_terminal(server, part, capsys):
+    server.answers = [status(503, Retry_After=0)]
+    server.reason = "\x1b[2J\x07gone"
+    get(server, part)
+    assert "HTTP status 503 (?[2J?gone)" in capsys.readouterr().out
+
+
+def test_certificates_that_are_not_there_are_named_with_the_variable(part, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such.pem")
+    with pytest.raises(InputError, match=r"/no/such\.pem; correct REQUESTS_CA_BUNDLE"):
+        fetch(Remote("https://127.0.0.1:9/a.zip", 9, "0" * 64), part, pause_s=60)
+
+
+def test_a_dead_proxy_is_not_taken_for_the_server(server, part, monkeypatch, capsys):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert "in a row: the proxy: " in refusal(server, part)
 
 
 def test_a_right_file_of_unknown_length_is_taken(server, part):
@@ -283,7 +327,7 @@ def test_a_download_that_is_killed_goes_on_where_it_was(server, part):
         "fetch(Remote(sys.argv[1], int(sys.argv[2]), sys.argv[3]), Path(sys.argv[4]))"
     )
     wanted = remote(server)
-    arguments = [wanted.url, str(wanted.bytes), wanted.sha256, str(part)]
+    arguments = [wanted.url, str(wanted.size), wanted.sha256, str(part)]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT)
     try:
         patience = time.monotonic() + 60

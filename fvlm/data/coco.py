@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, can_stand_in_a_line
 from ..io import read_json, read_text
 
 CocoDict = dict[str, Any]  # parsed instances_*.json: "images", "annotations", "categories"
@@ -15,6 +15,7 @@ CocoDict = dict[str, Any]  # parsed instances_*.json: "images", "annotations", "
 SHOWN_FINDINGS = 20
 LARGEST_ID = 2**63 - 1  # ids travel as int64
 LARGEST_PIXEL = 10**6
+LONGEST_NAME = 1000  # letters of a picture's path; Linux has 4,095 bytes at most, and a letter up to 4
 NUMBERS = (float, int)  # exact types: bool is an int to isinstance
 REMEDY = "get the file again, or export it anew in COCO's instances format"
 
@@ -160,6 +161,9 @@ def _check_images(records: Sequence[Any], findings: Findings) -> set[int]:
         elif _leaves_folder(file_name):
             expected = f"a file_name below the picture folder, got {_shown(file_name)}"
             findings.add(f"{where}: expected {expected}; move the picture there")
+        elif not can_stand_in_a_line(file_name) or len(file_name) > LONGEST_NAME:
+            expected = f"a file_name of at most {LONGEST_NAME} letters, none a control letter, got {_shown(file_name)}"
+            findings.add(f"{where}: expected {expected}; give the picture another name")
         for key in ("width", "height"):
             size = record.get(key)
             if type(size) is not int or not 1 <= size <= LARGEST_PIXEL:

@@ -1,6 +1,7 @@
 """COCO 2017 as published: which archives make it up, which of them are missing, and how to obtain those."""
 
 import functools
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from .fetch import Remote, fetch
 from .progress import shown_bytes
 from .unpack import CLUSTER_BYTES, check_space, free_bytes, unpack
 
+MAGIC = b"PK\x03\x04"  # of a zip archive that is not empty
 GROWTH = 1.05  # JPEGs are hardly smaller in a zip: what unpacked pictures have at most, in bytes of their archive
 
 
@@ -87,9 +89,9 @@ def obtain(root: Path, archives: Sequence[Archive], address: str) -> None:
         InputError: the disk is too small (before anything is fetched), the folder cannot be written, another process
             is at it; or see `fetch` and `unpack`.
     """
-    if not _missing(root, archives):
-        return
     try:
+        if not _missing(root, archives):
+            return
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".download.lock", timeout=0):
             missing = _missing(root, archives)
@@ -103,7 +105,7 @@ def obtain(root: Path, archives: Sequence[Archive], address: str) -> None:
             f"{root}: expected a folder to download to, but it cannot be written ({error}); where COCO 2017 is there "
             "already, name its folder in data.root or FVLM_DATA_ROOT: nothing is fetched then"
         ) from None
-    except OSError as error:
+    except OSError as error:  # `fvlm.cli` says it in one line
         error.filename = error.filename or str(root)  # a full disk, which Python does not name
         raise
 
@@ -122,15 +124,26 @@ def _is_unpacked(root: Path, archive: Archive) -> bool:
         return False  # a kill came between the last byte and the note
     if archive.files:
         return all(_is_file(root / path, **expected) for path, expected in archive.files.items())
-    note = _note(root, archive)
-    if note.exists():
-        noted = read_json(note, "note of what was unpacked", "remove it and run `python -m fvlm download` again")
-        if noted.get("sha256") == archive.sha256:
-            return all(_has_size(root / path, size) for path, size in noted["files"].items())
+    noted = _noted(root, archive)
+    if noted is not None:
+        return all(_has_size(root / path, size) for path, size in noted.items())
     assert archive.folder is not None
     folder = root / archive.folder
     found = [path for path in folder.glob("*.jpg") if archive.wants(f"{archive.folder}/{path.name}")]
-    return len(found) == archive.pictures and all(path.stat().st_size > 0 for path in found)
+    return len(found) == archive.pictures and all(_size(path) for path in found)
+
+
+def _noted(root: Path, archive: Archive) -> dict[str, int] | None:
+    """The files that were unpacked of `archive`, and their bytes; None where no note of ours says so."""
+    note = _note(root, archive)
+    if not note.exists():
+        return None
+    remedy = "remove it and run `python -m fvlm download` again"
+    noted = read_json(note, "note of what was unpacked", remedy)
+    files = noted.get("files") if isinstance(noted, dict) else None
+    if not isinstance(files, dict):
+        raise InputError(f"{note}: expected a note of what was unpacked, got something else; {remedy}")
+    return files if noted.get("sha256") == archive.sha256 else None
 
 
 def _is_file(path: Path, bytes: int, sha256: str) -> bool:
@@ -138,10 +151,16 @@ def _is_file(path: Path, bytes: int, sha256: str) -> bool:
 
 
 def _has_size(path: Path, size: int) -> bool:
+    return _size(path) == size
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None where there is none, a link to none, or a folder."""
     try:
-        return path.stat().st_size == size
+        status = path.stat()
     except OSError:
-        return False
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _plan(root: Path, missing: Sequence[Archive], address: str) -> int:
@@ -153,11 +172,11 @@ def _plan(root: Path, missing: Sequence[Archive], address: str) -> int:
     lines = []
     for archive in missing:
         own, part = _own(root, archive), _part(root, archive)
-        there = part.stat().st_size if part.exists() else 0
+        there = _size(part) or 0
         to_fetch = 0 if own.exists() else max(archive.bytes - there, 0)
         unpacked = archive.unpacked_bytes + archive.file_count * CLUSTER_BYTES
         if archive.folder and (root / archive.folder).is_dir():  # begun, or damaged: most of it is there
-            unpacked -= min(unpacked, sum(path.stat().st_size for path in (root / archive.folder).glob("*.jpg")))
+            unpacked -= min(unpacked, sum(_size(path) or 0 for path in (root / archive.folder).glob("*.jpg")))
         needed = max(needed, lasting + to_fetch + unpacked)
         lasting += unpacked - (0 if own.exists() else there)
         how = "is there" if own.exists() else shown_bytes(archive.bytes)
@@ -180,7 +199,7 @@ def _obtain(root: Path, archive: Archive, address: str) -> None:
                 f"another file of {own.stat().st_size:,} bytes; move it away, and it is fetched"
             )
     else:
-        fetch(Remote(f"{address}/{archive.path}", archive.bytes, archive.sha256), part)
+        fetch(Remote(f"{address}/{archive.path}", archive.bytes, archive.sha256, MAGIC), part)
     files = unpack(
         own if own.exists() else part,
         root,

@@ -14,7 +14,7 @@ import requests
 import urllib3
 
 from .. import __version__
-from ..errors import InputError
+from ..errors import InputError, can_stand_in_a_line
 from ..io import sha256_of_file
 from .progress import ByteProgress, shown_bytes
 
@@ -22,7 +22,8 @@ BLOCK_BYTES = 1 << 20
 TIMEOUT_S = 60.0  # without a byte, or without a connection
 FAILURES = 8  # in a row, each without one more byte
 LONGEST_PAUSE_S = 60.0
-TRANSIENT = (408, 416, 425, 429, 500, 502, 503, 504)  # HTTP statuses after which asking again can help
+# HTTP statuses after which asking again can help; the last five are Cloudflare's
+TRANSIENT = (408, 416, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524)
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ class Remote:
     """A file on a server, known before it is asked for."""
 
     url: str
-    bytes: int
+    size: int  # bytes
     sha256: str
+    magic: bytes = b""  # what it begins with: other bytes are an error page, or were compressed on the way
 
     @property
     def name(self) -> str:
@@ -41,9 +43,10 @@ class Remote:
 class _BrokenOff(Exception):
     """Nothing more comes from this answer; asking again may help."""
 
-    def __init__(self, reason: str, *, pause_s: float = 0) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str, *, pause_s: float = 0, has_range: bool = True) -> None:
+        super().__init__(_printable(reason))
         self.pause_s = pause_s  # the server's own wish
+        self.has_range = has_range  # False: it says that it has no bytes where we wanted to go on
 
 
 def fetch(remote: Remote, part: Path, *, timeout_s: float = TIMEOUT_S, pause_s: float = 1.0) -> None:
@@ -74,32 +77,32 @@ def fetch(remote: Remote, part: Path, *, timeout_s: float = TIMEOUT_S, pause_s: 
 
 def _complete(remote: Remote, part: Path, *, timeout_s: float, pause_s: float) -> None:
     have = part.stat().st_size if part.exists() else 0
-    if have > remote.bytes:  # never of our writing
+    if have > remote.size:  # never of our writing
         part.unlink()
         have = 0
-    failures = 0
-    if have == remote.bytes:
+    failures, ask_range = 0, True
+    if have == remote.size:
         return
-    with requests.Session() as session, ByteProgress(f"download: {remote.name}", remote.bytes, have) as progress:
+    with requests.Session() as session, ByteProgress(f"download: {remote.name}", remote.size, have) as progress:
         session.headers["User-Agent"] = f"fvlm/{__version__}"
         if have:
-            progress.say(f"going on after {shown_bytes(have)} of {shown_bytes(remote.bytes)}")
+            progress.say(f"going on after {shown_bytes(have)} of {shown_bytes(remote.size)}")
         while True:
-            before, reason, wish_s = have, "", 0.0
+            before, reason, wish_s, asked_range, ask_range = have, "", 0.0, ask_range, True
             try:
-                _receive(session, remote, part, have, progress, timeout_s)
+                _receive(session, remote, part, have if asked_range else 0, progress, timeout_s)
             except _BrokenOff as broken_off:
-                reason, wish_s = str(broken_off), broken_off.pause_s
+                # a server without our range may have another file, or none of it right: its next answer is a whole one,
+                # and what is there stays until its checksum says that it is wrong
+                reason, wish_s, ask_range = str(broken_off), broken_off.pause_s, broken_off.has_range
             have = part.stat().st_size if part.exists() else 0
-            if have == remote.bytes:
+            if have == remote.size:
                 return
-            if have < before:
-                progress.advance(have - before)
-            reason = reason or f"the answer ended after {have:,} of {remote.bytes:,} bytes"
+            reason = reason or f"the answer ended after {have:,} of {remote.size:,} bytes"
             failures = 0 if have > before else failures + 1
             if failures == FAILURES:
                 raise InputError(
-                    f"{remote.url}: expected {remote.bytes:,} bytes, got {have:,}; the last of {FAILURES} failures in "
+                    f"{remote.url}: expected {remote.size:,} bytes, got {have:,}; the last of {FAILURES} failures in "
                     f"a row: {reason}; run the same command again to go on, or name another server in data.mirror"
                 )
             wait_s = min(max(pause_s * 2 ** max(failures - 1, 0), wish_s), LONGEST_PAUSE_S)
@@ -108,57 +111,78 @@ def _complete(remote: Remote, part: Path, *, timeout_s: float, pause_s: float) -
 
 
 def _receive(
-    session: requests.Session, remote: Remote, part: Path, have: int, progress: ByteProgress, timeout_s: float
+    session: requests.Session, remote: Remote, part: Path, start: int, progress: ByteProgress, timeout_s: float
 ) -> None:
-    """Append to `part` what one answer brings, beginning after `have` bytes.
+    """Append to `part` what one answer brings of the bytes from `start`, which are asked for.
 
     Raises:
         _BrokenOff: the answer cannot be used, or broke off; what came before that is in `part`.
         InputError: asking again would not help.
     """
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with _ask(session, remote, start, timeout_s) as response:
+        first = _first_byte(response, remote, start)
+        have = part.stat().st_size if part.exists() else 0
+        doubled = have - first  # of a server that ignores Range: passed over, so that nothing is lost
+        with open(part, "ab") as file:
+            # read1 hands out what has arrived; read would lose up to a block when the rest does not come
+            while have < remote.size and (block := _read(response)):
+                if first == 0 and block[: len(remote.magic)] != remote.magic[: len(block)]:
+                    raise _BrokenOff(f"the answer begins with {block[:8]!r}, expected {remote.magic!r}")
+                first = -1  # what follows is not the beginning
+                new = block[doubled:][: remote.size - have]
+                doubled -= min(doubled, len(block))
+                file.write(new)
+                have += len(new)
+                progress.advance(len(new))
+
+
+def _ask(session: requests.Session, remote: Remote, start: int, timeout_s: float) -> requests.Response:
+    """The head of an answer, after redirects. Raises as `_receive`."""
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
-        with session.get(remote.url, headers=headers, stream=True, timeout=timeout_s) as response:
-            if response.status_code == 416:
-                part.unlink(missing_ok=True)  # the server's file ends before ours: one of them is wrong
-            first = _first_byte(response, remote, have)
-            doubled = have - first  # of a server that ignores Range: passed over, so that nothing is lost
-            with open(part, "ab") as file:
-                # read1 hands out what has arrived; read would lose up to a block when the rest does not come
-                while have < remote.bytes and (block := response.raw.read1(BLOCK_BYTES)):
-                    new = block[doubled:][: remote.bytes - have]
-                    doubled -= min(doubled, len(block))
-                    file.write(new)
-                    have += len(new)
-                    progress.advance(len(new))
-    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+        return session.get(remote.url, headers=headers, stream=True, timeout=timeout_s)
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        if isinstance(error, requests.exceptions.InvalidHeader):
+            raise _BrokenOff(_short(error)) from None
         if isinstance(error, ValueError):  # an address that is none, perhaps of a redirect
-            raise InputError(f"{remote.url}: {_short(error)}; correct data.mirror or the proxy's address") from None
+            remedy = "correct data.mirror or the proxy's address"
+        elif not isinstance(error, requests.RequestException | urllib3.exceptions.HTTPError):
+            remedy = "correct REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE"  # the only files that are read here
+        else:
+            by = "the proxy: " if isinstance(error, requests.exceptions.ProxyError) else ""
+            raise _BrokenOff(by + _short(error)) from None
+        raise InputError(f"{remote.url}: {_printable(_short(error))}; {remedy}") from None
+
+
+def _read(response: requests.Response) -> bytes:
+    try:
+        return bytes(response.raw.read1(BLOCK_BYTES))
+    except urllib3.exceptions.HTTPError as error:
         raise _BrokenOff(_short(error)) from None
 
 
-def _first_byte(response: requests.Response, remote: Remote, have: int) -> int:
-    """The place in the file, at most `have`, at which the answer's body begins. Raises as `_receive`."""
-    status, url = response.status_code, response.url
+def _first_byte(response: requests.Response, remote: Remote, start: int) -> int:
+    """The place in the file, at most `start`, at which the answer's body begins. Raises as `_receive`."""
+    status, said = response.status_code, f"HTTP status {response.status_code} ({response.reason})"
     if status in TRANSIENT:
         wish = response.headers.get("Retry-After", "")
-        raise _BrokenOff(f"HTTP status {status} ({response.reason})", pause_s=float(wish) if wish.isdecimal() else 0)
+        raise _BrokenOff(said, pause_s=float(wish) if wish.isdecimal() else 0, has_range=status != 416)
     if status not in (200, 206):
         raise InputError(
-            f"{url}: expected the file {remote.name}, got HTTP status {status} ({response.reason}); name a server that "
+            f"{_printable(response.url)}: expected the file {remote.name}, got {_printable(said)}; name a server that "
             "has it in data.mirror, or a folder that holds COCO 2017 in data.root"
         )
-    if response.headers.get("Content-Type", "").startswith("text/html"):
+    if response.headers.get("Content-Type", "").lower().startswith("text/html"):
         raise _BrokenOff("got a web page instead of the file (the login page of a network?)")
     if status == 200:
-        length = response.headers.get("Content-Length", str(remote.bytes))
-        if length != str(remote.bytes):
-            raise _BrokenOff(f"the server says that its file has {length} bytes, expected {remote.bytes:,}")
+        length = response.headers.get("Content-Length", str(remote.size))
+        if length != str(remote.size):
+            raise _BrokenOff(f"the server says that its file has {length} bytes, expected {remote.size:,}")
         return 0
-    said = response.headers.get("Content-Range", "nothing")
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", said)
-    if not match or int(match[1]) > have or match[2] not in ("*", str(remote.bytes)):
-        raise _BrokenOff(f"asked for the bytes from {have:,} of {remote.bytes:,}, got Content-Range {said!r}")
+    of = response.headers.get("Content-Range", "nothing")
+    match = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d+|\*)", of)
+    if not match or int(match[1]) > start or match[2] not in ("*", str(remote.size)):
+        raise _BrokenOff(f"asked for the bytes from {start:,} of {remote.size:,}, got Content-Range {of[:80]!r}")
     return int(match[1])
 
 
@@ -170,3 +194,8 @@ def _short(error: Exception) -> str:
         error = inner
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _printable(text: str) -> str:
+    """Without what a server could steer a terminal with."""
+    return "".join(letter if can_stand_in_a_line(letter) else "?" for letter in text)

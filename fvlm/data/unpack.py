@@ -1,5 +1,6 @@
 """Unpack a zip archive that is not trusted: nothing outside the folder, no links, no more than was promised."""
 
+import lzma
 import os
 import shutil
 import stat
@@ -11,6 +12,7 @@ from pathlib import Path, PureWindowsPath
 from ..errors import InputError
 from .progress import ByteProgress, shown_bytes
 
+DAMAGES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 BLOCK_BYTES = 1 << 20
 CLUSTER_BYTES = 4096  # what a file takes on a disk is a multiple of it
 
@@ -54,7 +56,7 @@ def unpack(
                 for member in missing:
                     _write(opened, member, root / member.filename)
                     progress.advance(member.file_size)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (*DAMAGES, EOFError, NotImplementedError, RuntimeError, UnicodeError) as error:
         raise InputError(f"{archive}: expected a whole zip archive, but it is damaged ({error}); {remedy}") from None
     os.sync()  # after a power failure a file under its own name is whole, too; 118,287 fsyncs would take minutes
     return {member.filename: member.file_size for member in members}
@@ -112,8 +114,9 @@ def _is_there(path: Path, member: zipfile.ZipInfo) -> bool:
 def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part")
+    aside.unlink(missing_ok=True)  # of a kill; a link there would be written through
     try:
-        with opened.open(member) as source, open(aside, "wb") as file:
+        with opened.open(member) as source, open(aside, "xb") as file:
             shutil.copyfileobj(
                 source, file, BLOCK_BYTES
             )  # reads no more than the directory says, and checks the CRC-32
