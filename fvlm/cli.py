@@ -66,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         # a folder that may not be entered, a link to a disk that is not mounted, a folder where a file should be, ...
         reason = f"{error.strerror or error} ({type(error).__name__})"
-        return _failed(f"error: {error.filename}: {reason}; mend it and run the same command again", 2)
+        return _failed(
+            f"error: {error.filename2 or error.filename}: {reason}; mend it and run the same command again", 2
+        )
     except KeyboardInterrupt:
         return _failed("interrupted; run the same command again to go on", 130)
     except Exception:

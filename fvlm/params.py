@@ -150,7 +150,7 @@ def weights_path(weights: str) -> Path | None:
     Snakemake makes this file an input of the vlm stage.
     """
     named = not weights.startswith(HUB_PREFIX) and ("/" in weights or weights.endswith(WEIGHT_FILES))
-    return Path(weights).expanduser() if named else None
+    return Path(os.path.expanduser(weights)) if named else None  # Path.expanduser fails for a user who is not there
 
 
 @dataclass(frozen=True, kw_only=True)

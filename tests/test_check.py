@@ -300,6 +300,8 @@ def test_text_embeddings_are_compared_with_golden_values_where_the_weights_are_o
     assert "first components of background" in " ".join(golden_findings(card, made_up, metadata) or [])
     named_by_hash = dataclasses.replace(card, weights="RN50.pt", provenance={"weights": {"is_openais_archive": True}})
     assert golden_findings(named_by_hash, made_up, metadata)
+    by_texts = {"weights": {"is_openais_archive": False, "golden_values": {"reproduced": True}}}
+    assert golden_findings(dataclasses.replace(card, weights="own.pt", provenance=by_texts), made_up, metadata)
     for other in (
         dataclasses.replace(card, weights="random"),
         dataclasses.replace(card, weights="own.pt", provenance={"weights": {"is_openais_archive": False}}),

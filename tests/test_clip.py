@@ -123,6 +123,36 @@ def test_a_card_with_wrong_keys_or_values_is_refused(saved, tmp_path):
             load_card(path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vision_cfg": {"timm_model_name": "hf-hub:someone/model", "timm_model_pretrained": True, "image_size": 64}},
+        {"vision_cfg": []},
+        {"vision_cfg": TINY["vision_cfg"] | {"layers": [1, 1, 1]}},
+        {"vision_cfg": TINY["vision_cfg"] | {"patch_size": 32}},
+        {"vision_cfg": TINY["vision_cfg"] | {"width": 8.0}},
+        {"text_cfg": TINY["text_cfg"] | {"heads": 3}},
+        {"text_cfg": TINY["text_cfg"] | {"heads": 0}},
+        {"text_cfg": TINY["text_cfg"] | {"hf_model_name": "someone/model"}},
+        {"quick_gelu": "yes"},
+        {"embed_dim": True},
+    ],
+    ids=str,
+)
+def test_a_card_by_which_open_clip_would_build_or_fetch_another_model_is_refused(saved, changes):
+    value = saved[1].to_dict()
+    value["model_config"] |= changes
+    with pytest.raises(InputError, match="model_config: expected that of a CLIP with a ResNet tower, got"):
+        VlmCard.from_dict(value)
+
+
+def test_a_card_that_its_reader_would_refuse_is_not_written(tmp_path):
+    model = tiny_clip()
+    with pytest.raises(InputError, match="image_std: expected three numbers > 0"):
+        save_vlm(model, card_of(model, image_std=(0, 1, 1)), tmp_path / "vlm.safetensors", tmp_path / "vlm.json")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_config_that_open_clip_cannot_build_is_refused():
     with pytest.raises(InputError, match="widht"):
         build_clip({**TINY, "vision_cfg": {"layers": [1, 1, 1, 1], "widht": 8}})

@@ -47,7 +47,8 @@ def test_the_shipped_background_is_the_authors_vector(rn50):
     shipped = torch.tensor(rn50["first_components"]["background"][:5])
     torch.testing.assert_close(shipped, first_five, rtol=0, atol=1e-5)
     assert rn50["background_norm"] == 0.92718
-    assert {len(components) for components in rn50["first_components"].values()} == {32}
+    for part in ("first_components", "every_32nd_component"):
+        assert {len(components) for components in rn50[part].values()} == {32}
 
 
 def test_real_embeddings_of_both_sources_pass(rn50, real_embeddings):
@@ -68,7 +69,7 @@ def test_real_embeddings_of_other_names_and_disturbed_ones_are_found_out(rn50, r
     torch.manual_seed(0)
     noise = {name: 0.05 * 0.015 * torch.randn(1024) for name in NAMES}  # a twentieth of a usual component
     disturbed = golden.compare({name: right[name] + noise[name] for name in NAMES}, rn50)
-    assert all("first components" in finding for finding in disturbed.findings)
+    assert all("component" in finding for finding in disturbed.findings)
     assert disturbed.findings
     unit = golden.compare(right | {"background": F.normalize(background, dim=0)}, rn50)
     assert unit.findings == ("norm of background 1.0000 instead of 0.9272",)
@@ -76,7 +77,17 @@ def test_real_embeddings_of_other_names_and_disturbed_ones_are_found_out(rn50, r
 
 def test_not_a_number_is_a_finding(rn50):
     broken = dict.fromkeys(NAMES, torch.full((1024,), float("nan")))
-    assert len(golden.compare(broken, rn50).findings) == 7
+    assert len(golden.compare(broken, rn50).findings) == 10
+
+
+def test_weights_whose_later_components_are_in_another_order_are_found_out(rn50, real_embeddings):
+    """Norms, cosines and the first components stay what they were."""
+    embeddings, background = real_embeddings
+    order = torch.cat([torch.arange(32), 32 + torch.randperm(992, generator=torch.Generator().manual_seed(0))])
+    shuffled = {name: row[order] for name, row in (embeddings | {"background": background}).items()}
+    assert [finding.split(" off")[0] for finding in golden.compare(shuffled, rn50).findings] == [
+        f"every 32nd component of {name}" for name in NAMES
+    ]
 
 
 def test_only_rn50_has_golden_values():
@@ -96,6 +107,7 @@ def golden_of(model):
     return {
         "background_norm": rows["background"].norm().item(),
         "first_components": {name: F.normalize(row, dim=0)[:8].tolist() for name, row in rows.items()},
+        "every_32nd_component": {name: F.normalize(row, dim=0)[::32].tolist() for name, row in rows.items()},
         "cosines": [["background", "person", F.cosine_similarity(rows["background"], rows["person"], dim=0).item()]],
     }
 
@@ -155,3 +167,23 @@ def test_weights_that_are_not_finite_or_embed_all_texts_alike_are_refused():
         model.visual.conv1.weight[0, 0, 0, 0] = float("inf")
     with pytest.raises(InputError, match=r"vlm: x\.pt: expected finite tensors, got NaN or infinity in visual\.conv1"):
         golden.check_whole(model, "x.pt")
+
+
+def test_an_image_tower_or_a_logit_scale_of_no_use_is_refused():
+    model = tiny_clip()
+    with torch.no_grad():
+        model.visual.bn1.running_var.fill_(-1)
+    with pytest.raises(InputError, match=r"vlm: x\.pt: expected pictures to differ, but all have NaN or infinity"):
+        golden.check_whole(model, "x.pt")
+    model = tiny_clip()
+    with torch.no_grad():
+        for parameter in model.visual.parameters():
+            parameter.zero_()
+    with pytest.raises(InputError, match=r"expected pictures to differ, but all have the same embedding"):
+        golden.check_whole(model, "x.pt")
+    for scale in (-1000, 1000):
+        model = tiny_clip()
+        with torch.no_grad():
+            model.logit_scale.fill_(scale)
+        with pytest.raises(InputError, match=r"expected exp\(logit_scale\) above 0 and finite"):
+            golden.check_whole(model, "x.pt")

@@ -16,13 +16,14 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from small_clip import TINY, tiny_clip
+from test_golden import golden_of
 
 from fvlm import layout
 from fvlm.errors import InputError
 from fvlm.io import sha256_of_file
 from fvlm.params import load_params, read_tree
 from fvlm.stages import vlm as stage
-from fvlm.vlm import weights
+from fvlm.vlm import golden, weights
 from fvlm.vlm.clip import load_card, load_clip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,6 +111,8 @@ def own_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for module in (weights, stage):
         monkeypatch.setattr(module, "real_tower_config", lambda architecture: TINY)
+    values = golden_of(tiny_clip(seed=9))
+    monkeypatch.setattr(golden, "golden_values", lambda architecture: values)
     save_file(tiny_clip().state_dict(), tmp_path / "own.safetensors")
     return tmp_path / "own.safetensors"
 
@@ -127,6 +130,8 @@ def test_a_weights_file_is_loaded_and_its_hash_stands_in_the_card(params, own_we
     said = capsys.readouterr().out
     assert sha256_of_file(own_weights) in said
     assert "dvc repro -f vlm" in said
+    assert "golden text values of OpenAI's RN50 not reproduced: these are other weights" in said
+    assert "read with QuickGELU; if it was trained with GELU" in said
 
     before = layout.VLM_WEIGHTS.read_bytes()
     own_weights.write_bytes(own_weights.read_bytes()[:-5])

@@ -1,7 +1,9 @@
 """Weights from elsewhere: every kind of file gives the same model, and what is wrong with one is said in one line."""
 
+import argparse
 import contextlib
 import os
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -34,6 +36,8 @@ def small_towers(monkeypatch):
     def offline(*arguments, **options):
         raise OSError("no route to host")
 
+    values = golden_of(tiny_clip(seed=9))  # that no test's weights reproduce
+    monkeypatch.setattr(golden, "golden_values", lambda architecture: values if architecture == RN50 else None)
     monkeypatch.setattr(weights, "real_tower_config", config)
     monkeypatch.setattr(weights, "download_pretrained_from_url", offline)
     monkeypatch.setattr(weights, "hf_hub_download", offline)
@@ -149,6 +153,66 @@ def test_a_checkpoint_that_is_damaged_anywhere_is_told_in_one_line(tmp_path, zip
     assert all(message.startswith(str(bad)) and "\n" not in message for message in messages)
 
 
+def test_an_archive_of_a_deeper_model_is_not_cut_down(tmp_path):
+    path = as_published(tiny_clip(layers=[1, 1, 2, 1]), tmp_path / "deeper.pt")
+    with pytest.raises(InputError, match=r"not the weights of RN50-quickgelu: visual\.layer3\.1\."):
+        load_model(path, RN50)
+
+
+@pytest.mark.parametrize(
+    "state", [{3: torch.ones(1)}, {"a": torch.empty(1, device="meta")}, {"a": torch.eye(3).to_sparse()}]
+)
+def test_what_is_no_named_tensor_of_numbers_is_refused(tmp_path, state):
+    torch.save(state, tmp_path / "bad.pt")
+    with pytest.raises(InputError, match="expected named tensors"):
+        read_state(tmp_path / "bad.pt")
+
+
+def test_safetensors_are_known_by_their_content(tmp_path):
+    path = as_safetensors(tiny_clip(), tmp_path).rename(tmp_path / "named.pt")
+    assert read_state(path).keys() == tiny_clip().state_dict().keys()
+
+
+def test_an_object_that_is_not_loaded_is_named_without_advice_to_load_it(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(1)}, "args": argparse.Namespace(steps=3)}, tmp_path / "run.pt")
+    with pytest.raises(
+        InputError, match=r"tensors \(it holds argparse\.Namespace\); get the file again, or save its"
+    ) as e:
+        read_state(tmp_path / "run.pt")
+    assert "weights_only" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        [],
+        None,
+        {"model_cfg": None},
+        {"model_cfg": "RN50"},
+        {"model_cfg": {"quick_gelu": "false"}},
+        {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": None},
+        {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": {"mean": None}},
+        {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": {"mean": [0.5]}},
+        {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": {"mean": ["a", "b", "c"]}},
+        {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": {"std": [0, 0, 0]}},
+    ],
+    ids=str,
+)
+def test_a_repository_whose_config_makes_no_sense_is_refused_in_one_line(monkeypatch, tmp_path, config):
+    serve(monkeypatch, tmp_path, config)
+    with pytest.raises(InputError, match=r"vlm: hf-hub:someone/something: expected|open_clip_config\.json") as error:
+        obtain(RN50, "hf-hub:someone/something")
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_that_is_no_json_is_not_told_as_a_network_problem(monkeypatch, tmp_path):
+    serve(monkeypatch, tmp_path, {})
+    (tmp_path / "open_clip_config.json").write_text("{")
+    with pytest.raises(InputError, match=r"open_clip_config\.json: .*not valid JSON") as error:
+        obtain(RN50, "hf-hub:someone/something")
+    assert "network" not in str(error.value)
+
+
 def test_weights_that_are_whole_numbers_are_not_taken_for_floats(tmp_path):
     state = tiny_clip().state_dict()
     state["visual.conv1.weight"] = (state["visual.conv1.weight"] * 100).to(torch.int8)
@@ -158,6 +222,7 @@ def test_weights_that_are_whole_numbers_are_not_taken_for_floats(tmp_path):
 
 
 def test_a_path_is_told_from_a_word_by_how_it_is_written(tmp_path):
+    assert weights_path("~nobody-of-this-name/x.pt") == Path("~nobody-of-this-name/x.pt")
     assert [weights_path(word) for word in ("openai", "yfcc15m", "hf-hub:timm/resnet50_clip.openai")] == [None] * 3
     assert all(weights_path(word) is not None for word in ("RN50.pt", "a/b", "x.safetensors", "~/w.bin", "e.pth"))
     with pytest.raises(InputError, match=r"vlm\.weights: expected a file, found none at .*none\.pt"):
@@ -237,7 +302,7 @@ def test_a_repository_brings_its_own_mean_and_std_and_must_have_quick_gelu(monke
     obtained = obtain(RN50, "hf-hub:someone/something")
     assert (obtained.image_mean, obtained.image_std) == ((0.5,) * 3, (0.25,) * 3)
     assert obtained.provenance["sha256"] == sha256_of_file(tmp_path / "open_clip_model.safetensors")
-    assert "golden_values" not in obtained.provenance  # other weights need not have OpenAI's
+    assert obtained.provenance["golden_values"]["reproduced"] is False  # other weights need not have OpenAI's
     serve(monkeypatch, tmp_path, {"model_cfg": {}, "preprocess_cfg": preprocessing})
     with pytest.raises(InputError, match="expected a text tower with QuickGELU"):
         obtain(RN50, "hf-hub:someone/something")
@@ -268,6 +333,15 @@ def test_a_file_of_the_user_s_is_described_and_need_not_be_openai_s(tmp_path):
     assert provenance["sha256"] == sha256_of_file(path)
     assert provenance["is_openais_archive"] is False
     assert provenance["text_cosines"][0][:2] == ("background", "person")
+    assert provenance["golden_values"]["reproduced"] is False
+
+
+def test_openai_s_weights_in_another_file_are_known_by_their_texts(monkeypatch, tmp_path):
+    values = golden_of(tiny_clip())
+    monkeypatch.setattr(golden, "golden_values", lambda architecture: values)
+    found = obtain(RN50, str(as_safetensors(tiny_clip(), tmp_path))).provenance
+    assert found["is_openais_archive"] is False
+    assert found["golden_values"]["reproduced"] is True
 
 
 def test_a_tower_without_golden_values_says_so(monkeypatch, tmp_path):

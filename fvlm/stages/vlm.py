@@ -116,10 +116,18 @@ def _say(weights: str, obtained: Obtained) -> None:
     found = obtained.provenance
     origin = "OpenAI's archive by its checksum" if found["is_openais_archive"] else "no published checksum to compare"
     print(f"vlm: {weights}: sha256 {found['sha256']}, {origin}", flush=True)
-    golden = found.get("golden_values")
+    golden = found["golden_values"]
+    reproduced = isinstance(golden, dict) and golden["reproduced"]
     if isinstance(golden, dict):
-        print(f"vlm: golden text values reproduced, {golden['largest_deviation']:.1%} off at most", flush=True)
-    elif golden is not None:
+        outcome = "reproduced" if reproduced else "of OpenAI's RN50 not reproduced: these are other weights"
+        print(f"vlm: golden text values {outcome}, {golden['largest_deviation']:.1%} off at most", flush=True)
+    else:
         print(f"vlm: golden text values: {golden}", flush=True)
+    if weights_path(weights) is not None and not reproduced and not found["is_openais_archive"]:
+        print(
+            "vlm: the file is read with QuickGELU; if it was trained with GELU, as open_clip's plain RN50 is, its "
+            "embeddings are wrong and nothing shows it",
+            flush=True,
+        )
     if weights_path(weights) is not None:
         print("vlm: DVC does not watch this file; after a change of it run `dvc repro -f vlm`", flush=True)

@@ -27,6 +27,10 @@ from .freeze import freeze
 REAL_TOWERS = ("RN50-quickgelu", "RN50x4-quickgelu", "RN50x16-quickgelu", "RN50x64-quickgelu")
 C5_STRIDE = 32  # pixels of the network input in a cell of C5, under every tower
 MODEL_CONFIG_KEYS = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
+VISION_KEYS = {"image_size", "layers", "width"}
+MORE_VISION_KEYS = {"head_width", "patch_size"}  # the latter stands in open_clip's own configs, and is null
+TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers"}
+LARGEST_SIZE = 10**6  # of a model's width, depth, vocabulary or picture
 REMEDY = "run `python -m fvlm vlm` to make models/vlm.safetensors and models/vlm.json again"
 
 
@@ -98,7 +102,7 @@ class VlmCard:
         findings = [
             f"{where}: {name}: expected {expected}, got {value[name]!r}; {REMEDY}"
             for name, fits, expected in (
-                ("model_config", _is_model_config(value["model_config"]), f"a dict of {sorted(MODEL_CONFIG_KEYS)}"),
+                ("model_config", _is_model_config(value["model_config"]), "that of a CLIP with a ResNet tower"),
                 ("image_mean", _are_numbers(value["image_mean"], 3), "three numbers"),
                 ("image_std", _are_numbers(value["image_std"], 3) and min(value["image_std"]) > 0, "three numbers > 0"),
                 ("logit_scale", _are_numbers([value["logit_scale"]], 1) and value["logit_scale"] > 0, "a number > 0"),
@@ -112,7 +116,27 @@ class VlmCard:
 
 
 def _is_model_config(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) == MODEL_CONFIG_KEYS
+    """Whether open_clip can only build a ResNet CLIP of it: other keys would have it build, or fetch, another model."""
+    if not isinstance(value, dict) or set(value) != MODEL_CONFIG_KEYS or type(value["quick_gelu"]) is not bool:
+        return False
+    vision, text = value["vision_cfg"], value["text_cfg"]
+    if not isinstance(vision, dict) or not VISION_KEYS <= set(vision) <= VISION_KEYS | MORE_VISION_KEYS:
+        return False
+    if not isinstance(text, dict) or set(text) != TEXT_KEYS or vision.get("patch_size") is not None:
+        return False
+    layers = vision["layers"]
+    sizes = [
+        value["embed_dim"],
+        *(vision[key] for key in vision if key not in ("layers", "patch_size")),
+        *text.values(),
+    ]
+    return (
+        isinstance(layers, list)
+        and len(layers) == 4
+        and all(type(size) is int and 0 < size <= LARGEST_SIZE for size in [*sizes, *layers])
+        and text["width"] % text["heads"] == 0
+        and vision["width"] % 2 == 0
+    )
 
 
 def _are_numbers(value: Any, count: int) -> bool:
@@ -157,6 +181,7 @@ def save_vlm(
     model: CLIP, card: VlmCard, weights_path: str | os.PathLike[str], card_path: str | os.PathLike[str]
 ) -> None:
     """Write both files. The card comes last: where it is, its weights are."""
+    VlmCard.from_dict(card.to_dict(), str(card_path))  # whoever reads it would refuse it
     state = model.state_dict()
     assert sha256_of_tensors(state) == card.weights_sha256, "this card describes another model"
     save_tensors(weights_path, state, {"architecture": card.architecture, "weights": card.weights})

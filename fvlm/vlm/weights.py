@@ -7,6 +7,7 @@ OpenAI's archive, must pass for it (`fvlm.vlm.golden`).
 
 import http.client
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from ..io import read_json, sha256_of_file
 from ..params import HUB_PREFIX, weights_path
 from ..tensors import load_tensors
 from .clip import REAL_TOWERS, build_clip, differences, real_tower_config
-from .golden import check_openai, check_whole
+from .golden import check_openai, check_whole, compare_model
 from .torchscript import is_torchscript, read_torchscript
 
 DOWNLOAD_TIMEOUT_S = 60.0  # without a byte; open_clip's own download would wait for ever
@@ -81,13 +82,15 @@ def obtain(architecture: str, weights: str) -> Obtained:
         "is_openais_archive": sha256 == published,
         "text_cosines": cosines,
     }
-    if weights == "openai" or sha256 == published:
-        comparison = check_openai(model, architecture, origin.path.name)
-        provenance["golden_values"] = (
-            "none known for this tower"
-            if comparison is None
-            else {"reproduced": True, "largest_deviation": round(comparison.deviation, 4)}
-        )
+    is_said_to_be = weights == "openai" or sha256 == published
+    comparison = (
+        check_openai(model, architecture, origin.path.name) if is_said_to_be else compare_model(model, architecture)
+    )
+    provenance["golden_values"] = (
+        "none known for this tower"
+        if comparison is None
+        else {"reproduced": not comparison.findings, "largest_deviation": round(comparison.deviation, 4)}
+    )
     return Obtained(model, origin.image_mean, origin.image_std, provenance)
 
 
@@ -160,20 +163,34 @@ def _from_repository(repository: str) -> Origin:
     try:
         config = read_json(hf_hub_download(repository, HUB_CONFIG), "the repository's model config", "choose another")
         file, found = _from_hub(repository)
+    except InputError:
+        raise
     except NETWORK_ERRORS as error:
         raise InputError(
             f"vlm: {HUB_PREFIX}{repository} cannot be obtained ({_in_one_line(error)}); check the name, and "
             + OFFLINE.format(what="its weights")
         ) from None
-    if not config.get("model_cfg", {}).get("quick_gelu", False):
+    where = f"vlm: {HUB_PREFIX}{repository}: {HUB_CONFIG}"
+    model_config, preprocessing = (
+        (config.get("model_cfg"), config.get("preprocess_cfg", {})) if isinstance(config, dict) else (None, None)
+    )
+    if not isinstance(model_config, dict) or not isinstance(preprocessing, dict):
+        raise InputError(f"{where}: expected an object with model_cfg and preprocess_cfg; choose another repository")
+    if model_config.get("quick_gelu", False) is not True:
         raise InputError(
             f"vlm: {HUB_PREFIX}{repository}: expected a text tower with QuickGELU, got one that was trained with GELU, "
             "which no architecture of vlm.architecture has; choose another repository"
         )
-    preprocessing = config.get("preprocess_cfg", {})
-    mean = tuple(preprocessing.get("mean", open_clip.OPENAI_DATASET_MEAN))
-    std = tuple(preprocessing.get("std", open_clip.OPENAI_DATASET_STD))
+    mean = _colours(preprocessing.get("mean", open_clip.OPENAI_DATASET_MEAN), f"{where}: preprocess_cfg.mean", -1)
+    std = _colours(preprocessing.get("std", open_clip.OPENAI_DATASET_STD), f"{where}: preprocess_cfg.std", 0)
     return Origin(file, {"source": "hub", **found}, mean, std)
+
+
+def _colours(value: Any, where: str, above: float) -> tuple[float, ...]:
+    numbers = value if isinstance(value, list | tuple) else []
+    if len(numbers) != 3 or not all(type(number) in (int, float) and above < number < 2 for number in numbers):
+        raise InputError(f"{where}: expected three numbers above {above}, of colours in 0..1, got {value!r}")
+    return tuple(float(number) for number in numbers)
 
 
 def _in_one_line(error: BaseException) -> str:
@@ -192,8 +209,8 @@ def load_model(path: Path, architecture: str) -> CLIP:
     with torch.random.fork_rng(devices=[]):  # the random start is overwritten at once
         model = build_clip(real_tower_config(architecture))
     own = model.state_dict()
-    if is_torchscript(path):  # tensors that a module merely has, as OpenAI's attention masks, stand among its state
-        state = {name: tensor for name, tensor in state.items() if name in own}
+    if is_torchscript(path):  # tensors that a module merely has stand among its state
+        state = {name: tensor for name, tensor in state.items() if not name.endswith("attn_mask")}
     # checkpoints from before torch 0.4.1 kept no count of batches, and a tower in eval mode does not use it
     state |= {name: own[name] for name in own if name.endswith("num_batches_tracked") and name not in state}
     expected, found = _shapes(own), _shapes(state)
@@ -239,7 +256,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         InputError: it is none of safetensors, TorchScript archive and torch checkpoint of tensors, or it is damaged.
     """
-    if Path(path).suffix == ".safetensors":
+    if Path(path).suffix == ".safetensors" or _is_safetensors(path):
         return load_tensors(path, "the weights", "get the file again")[0]
     if is_torchscript(path):
         return read_torchscript(path)
@@ -247,12 +264,36 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a damaged file torch.load raises what its parts do: IndexError, struct.error, ...
         raise InputError(
-            f"{path}: cannot be read as a checkpoint of tensors ({_in_one_line(error)[:300]}); get the file again, "
+            f"{path}: cannot be read as a checkpoint of tensors ({_reason(error)}); get the file again, "
             "or save its state dict as safetensors (other objects are not loaded, since they could run code)"
         ) from None
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not state or not all(_is_named_tensor(*item) for item in state.items()):
         raise InputError(
             f"{path}: expected named tensors, or a dict with them as state_dict; save the model's state dict"
         )
     return dict(state)
+
+
+def _is_safetensors(path: str | os.PathLike[str]) -> bool:
+    """By its content, whatever it is called: the length of a JSON object, and the object."""
+    with open(path, "rb") as file:
+        length, brace = int.from_bytes(file.read(8), "little"), file.read(1)
+    return brace == b"{" and length < os.stat(path).st_size
+
+
+def _is_named_tensor(name: Any, tensor: Any) -> bool:
+    return (
+        isinstance(name, str)
+        and isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"  # a meta tensor has no numbers
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Why torch did not load a file, without its advice to load it unsafely."""
+    text = " ".join(str(error).split())
+    if found := re.search(r"Unsupported \w+: (?:GLOBAL )?(\S+)", text):
+        return f"it holds {found[1]}"
+    return f"{type(error).__name__}: {re.split(r'This file can still|Re-running|Please file', text)[0][:200].strip()}"
