@@ -281,6 +281,19 @@ def test_a_redirect_to_no_address_is_named_at_once(server, part, address):
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("headers", [{"Content_Length": 10**12}, {"Transfer_Encoding": "chunked"}, {}])
+def test_the_body_of_a_redirect_is_not_read(server, part, headers):
+    def endless(handler, body):
+        handler.head(302, Location=PATH, **headers)
+        chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+        while True:  # until nobody listens any more
+            handler.wfile.write(chunk)
+
+    server.answers = [endless]
+    get(server, part)
+    assert server.requests == [(PATH, None)] * 2
+
+
 def test_a_redirect_in_a_circle_is_given_up(server, part):
     server.answers = [status(302, Location=PATH)] * 31 * FAILURES
     assert "redirects" in refusal(server, part)

@@ -9,6 +9,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 import urllib3
@@ -85,6 +86,7 @@ def _complete(remote: Remote, part: Path, *, timeout_s: float, pause_s: float) -
         return
     with requests.Session() as session, ByteProgress(f"download: {remote.name}", remote.size, have) as progress:
         session.headers["User-Agent"] = f"fvlm/{__version__}"
+        session.hooks["response"] = [_leave_a_redirect_unread]
         if have:
             progress.say(f"going on after {shown_bytes(have)} of {shown_bytes(remote.size)}")
         while True:
@@ -152,6 +154,12 @@ def _ask(session: requests.Session, remote: Remote, start: int, timeout_s: float
             by = "the proxy: " if isinstance(error, requests.exceptions.ProxyError) else ""
             raise _BrokenOff(by + _short(error)) from None
         raise InputError(f"{remote.url}: {_printable(_short(error))}; {remedy}") from None
+
+
+def _leave_a_redirect_unread(response: requests.Response, **_: Any) -> None:
+    """Before requests follows it, for which it would read its whole body into memory, however long that is."""
+    if response.is_redirect:
+        response.raw.close()
 
 
 def _read(response: requests.Response) -> bytes:
