@@ -20,7 +20,6 @@ from .detector.detector import build_detector
 from .errors import InputError
 from .evaluation.ladder import (
     Rung,
-    is_openais,
     judge_detector,
     judge_fusion,
     judge_novel,
@@ -138,7 +137,7 @@ def _text(params: Params, run: Run) -> Rung:
 
 def golden_findings(card: VlmCard, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> list[str] | None:
     """Where the text embeddings differ from the golden values of this VLM; None if it or its prompts have none."""
-    golden = golden_values(card.architecture) if is_openais(card) else None
+    golden = golden_values(card.architecture) if card.is_openais else None
     prompts = (CLIP_TEMPLATES, "background")
     if golden is None or (tuple(metadata["templates"]), metadata["background"]) != prompts:
         return None

@@ -213,7 +213,7 @@ def test_certificates_that_are_not_there_are_named_with_the_variable(part, monke
         fetch(Remote("https://127.0.0.1:9/a.zip", 9, "0" * 64), part, pause_s=60)
 
 
-def test_a_dead_proxy_is_not_taken_for_the_server(server, part, monkeypatch, capsys):
+def test_a_dead_proxy_is_not_taken_for_the_server(server, part, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert "in a row: the proxy: " in refusal(server, part)
 

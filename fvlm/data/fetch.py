@@ -77,11 +77,11 @@ def fetch(remote: Remote, part: Path, *, timeout_s: float = TIMEOUT_S, pause_s: 
 
 
 def _complete(remote: Remote, part: Path, *, timeout_s: float, pause_s: float) -> None:
-    have = part.stat().st_size if part.exists() else 0
+    have = _bytes_of(part)
     if have > remote.size:  # never of our writing
         part.unlink()
         have = 0
-    failures, ask_range = 0, True
+    failures, has_range = 0, True
     if have == remote.size:
         return
     with requests.Session() as session, ByteProgress(f"download: {remote.name}", remote.size, have) as progress:
@@ -90,14 +90,15 @@ def _complete(remote: Remote, part: Path, *, timeout_s: float, pause_s: float) -
         if have:
             progress.say(f"going on after {shown_bytes(have)} of {shown_bytes(remote.size)}")
         while True:
-            before, reason, wish_s, asked_range, ask_range = have, "", 0.0, ask_range, True
+            before, reason, wish_s = have, "", 0.0
+            # a server without our range may have another file: its next answer is asked for from the beginning, and
+            # what is there stays until its checksum says that it is wrong
+            start, has_range = have if has_range else 0, True
             try:
-                _receive(session, remote, part, have if asked_range else 0, progress, timeout_s)
+                _receive(session, remote, part, start, progress, timeout_s)
             except _BrokenOff as broken_off:
-                # a server without our range may have another file, or none of it right: its next answer is a whole one,
-                # and what is there stays until its checksum says that it is wrong
-                reason, wish_s, ask_range = str(broken_off), broken_off.pause_s, broken_off.has_range
-            have = part.stat().st_size if part.exists() else 0
+                reason, wish_s, has_range = str(broken_off), broken_off.pause_s, broken_off.has_range
+            have = _bytes_of(part)
             if have == remote.size:
                 return
             reason = reason or f"the answer ended after {have:,} of {remote.size:,} bytes"
@@ -123,7 +124,7 @@ def _receive(
     """
     with _ask(session, remote, start, timeout_s) as response:
         first = _first_byte(response, remote, start)
-        have = part.stat().st_size if part.exists() else 0
+        have = _bytes_of(part)
         doubled = have - first  # of a server that ignores Range: passed over, so that nothing is lost
         with open(part, "ab") as file:
             # read1 hands out what has arrived; read would lose up to a block when the rest does not come
@@ -138,22 +139,26 @@ def _receive(
                 progress.advance(len(new))
 
 
+def _bytes_of(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
 def _ask(session: requests.Session, remote: Remote, start: int, timeout_s: float) -> requests.Response:
     """The head of an answer, after redirects. Raises as `_receive`."""
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
         return session.get(remote.url, headers=headers, stream=True, timeout=timeout_s)
-    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-        if isinstance(error, requests.exceptions.InvalidHeader):
-            raise _BrokenOff(_short(error)) from None
-        if isinstance(error, ValueError):  # an address that is none, perhaps of a redirect
-            remedy = "correct data.mirror or the proxy's address"
-        elif not isinstance(error, requests.RequestException | urllib3.exceptions.HTTPError):
-            remedy = "correct REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE"  # the only files that are read here
-        else:
-            by = "the proxy: " if isinstance(error, requests.exceptions.ProxyError) else ""
-            raise _BrokenOff(by + _short(error)) from None
-        raise InputError(f"{remote.url}: {_printable(_short(error))}; {remedy}") from None
+    except requests.exceptions.InvalidHeader as error:  # of the answer; it is a ValueError, too
+        raise _BrokenOff(_short(error)) from None
+    except ValueError as error:  # an address that is none, perhaps of a redirect
+        reason, remedy = _short(error), "correct data.mirror or the proxy's address"
+    except requests.exceptions.ProxyError as error:
+        raise _BrokenOff(f"the proxy: {_short(error)}") from None
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise _BrokenOff(_short(error)) from None
+    except OSError as error:  # of certificates, the only files that are read here
+        reason, remedy = _short(error), "correct REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE"
+    raise InputError(f"{remote.url}: {_printable(reason)}; {remedy}")
 
 
 def _leave_a_redirect_unread(response: requests.Response, **_: Any) -> None:

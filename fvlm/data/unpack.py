@@ -12,7 +12,8 @@ from pathlib import Path, PureWindowsPath
 from ..errors import InputError
 from .progress import ByteProgress, shown_bytes
 
-DAMAGES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+# what zipfile and its decompressors raise of an archive that is not whole
+DAMAGES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, UnicodeError)
 BLOCK_BYTES = 1 << 20
 CLUSTER_BYTES = 4096  # what a file takes on a disk is a multiple of it
 
@@ -56,7 +57,7 @@ def unpack(
                 for member in missing:
                     _write(opened, member, root / member.filename)
                     progress.advance(member.file_size)
-    except (*DAMAGES, EOFError, NotImplementedError, RuntimeError, UnicodeError) as error:
+    except DAMAGES as error:
         raise InputError(f"{archive}: expected a whole zip archive, but it is damaged ({error}); {remedy}") from None
     os.sync()  # after a power failure a file under its own name is whole, too; 118,287 fsyncs would take minutes
     return {member.filename: member.file_size for member in members}

@@ -49,14 +49,6 @@ def settled(norm_momentum: float, steps: int) -> bool:
     return (1 - norm_momentum) ** steps <= SETTLED
 
 
-def is_openais(card: VlmCard) -> bool:
-    """Whether the weights are OpenAI's, also where they came as a file: by its checksum, or by its text embeddings."""
-    origin = card.provenance.get("weights", {})
-    golden = origin.get("golden_values")
-    by_texts = isinstance(golden, dict) and bool(golden.get("reproduced"))
-    return card.weights == "openai" or bool(origin.get("is_openais_archive")) or by_texts
-
-
 def knows_no_classes(card: VlmCard) -> str | None:
     """Why nothing can be expected of this VLM; None if something can."""
     if card.weights == "random":
@@ -312,7 +304,7 @@ def judge_novel(metrics: Mapping[str, float], beta_0: float | None, beta: float,
 
 def judge_published(metrics: Mapping[str, float], setting: str, card: VlmCard, val_images: int) -> Rung:
     """The headline against the published one, where it is the same experiment: OV-COCO with OpenAI's RN50."""
-    run = (setting, card.architecture, is_openais(card), val_images)
+    run = (setting, card.architecture, card.is_openais, val_images)
     if run != ("zsd", "RN50-quickgelu", True, OV_COCO_VAL_IMAGES):
         return Rung(
             name="published",

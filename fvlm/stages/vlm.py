@@ -20,7 +20,7 @@ from ..vlm.clip import VlmCard, build_clip, real_tower_config, save_vlm
 from ..vlm.pretrain import CaptionedPictures, emoji_pictures, held_out_accuracy, miniature_config, pretrain
 from ..vlm.prompts import CLIP_TEMPLATES
 from ..vlm.text import embed_names
-from ..vlm.weights import Obtained, obtain
+from ..vlm.weights import obtain
 
 BACKGROUND_CAPTION = "background"  # the word in the captions of pictures without objects
 
@@ -59,8 +59,9 @@ def run(params: Params) -> None:
         clip = obtained.model
         described["provenance"] |= {"weights": obtained.provenance}
         described |= {"image_mean": obtained.image_mean, "image_std": obtained.image_std}
-        _say(vlm.weights, obtained)
     card = VlmCard.describe(clip, architecture=vlm.architecture, weights=vlm.weights, model_config=config, **described)
+    if "weights" in provenance:
+        _say(card)
     save_vlm(clip, card, layout.VLM_WEIGHTS, layout.VLM_CARD)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
@@ -111,23 +112,22 @@ def _pretrain(params: Params, clip: CLIP, pictures: CaptionedPictures, checkpoin
     }
 
 
-def _say(weights: str, obtained: Obtained) -> None:
+def _say(card: VlmCard) -> None:
     """What the user should know of weights from elsewhere, in plain lines."""
-    found = obtained.provenance
+    weights, found = card.weights, card.provenance["weights"]
     origin = "OpenAI's archive by its checksum" if found["is_openais_archive"] else "no published checksum to compare"
     print(f"vlm: {weights}: sha256 {found['sha256']}, {origin}", flush=True)
     golden = found["golden_values"]
-    reproduced = isinstance(golden, dict) and golden["reproduced"]
     if isinstance(golden, dict):
-        outcome = "reproduced" if reproduced else "of OpenAI's RN50 not reproduced: these are other weights"
+        outcome = "reproduced" if golden["reproduced"] else "of OpenAI's RN50 not reproduced: these are other weights"
         print(f"vlm: golden text values {outcome}, {golden['largest_deviation']:.1%} off at most", flush=True)
     else:
         print(f"vlm: golden text values: {golden}", flush=True)
-    if weights_path(weights) is not None and not reproduced and not found["is_openais_archive"]:
-        print(
-            "vlm: the file is read with QuickGELU; if it was trained with GELU, as open_clip's plain RN50 is, its "
-            "embeddings are wrong and nothing shows it",
-            flush=True,
-        )
     if weights_path(weights) is not None:
+        if not card.is_openais:
+            print(
+                "vlm: the file is read with QuickGELU; if it was trained with GELU, as open_clip's plain RN50 is, its "
+                "embeddings are wrong and nothing shows it",
+                flush=True,
+            )
         print("vlm: DVC does not watch this file; after a change of it run `dvc repro -f vlm`", flush=True)

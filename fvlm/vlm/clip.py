@@ -54,6 +54,14 @@ class VlmCard:
         """Cosine / temperature = the VLM's logits."""
         return 1 / self.logit_scale
 
+    @property
+    def is_openais(self) -> bool:
+        """Whether the weights are OpenAI's, also where they came as a file: by its checksum, or its text embeddings."""
+        origin = self.provenance.get("weights", {})
+        golden = origin.get("golden_values")
+        by_texts = isinstance(golden, dict) and bool(golden.get("reproduced"))
+        return self.weights == "openai" or bool(origin.get("is_openais_archive")) or by_texts
+
     @classmethod
     def describe(
         cls,
@@ -125,11 +133,8 @@ def _is_model_config(value: Any) -> bool:
     if not isinstance(text, dict) or set(text) != TEXT_KEYS or vision.get("patch_size") is not None:
         return False
     layers = vision["layers"]
-    sizes = [
-        value["embed_dim"],
-        *(vision[key] for key in vision if key not in ("layers", "patch_size")),
-        *text.values(),
-    ]
+    vision_sizes = [vision[key] for key in vision if key not in ("layers", "patch_size")]
+    sizes = [value["embed_dim"], *vision_sizes, *text.values()]
     return (
         isinstance(layers, list)
         and len(layers) == 4

@@ -28,7 +28,7 @@ LARGEST_DEVIATION = 0.03
 LARGEST_COSINE_ERROR = 0.005
 LARGEST_NORM_ERROR = 0.003
 ALIKE = 0.9999  # cosine of texts
-SAME = 1e-6  # largest difference of a component; random weights are 1e-2 apart
+SAME = 1e-6  # largest difference of a component of two pictures' embeddings
 QUICK_GELU_PROBE = (-3.0, -1.0, 0.5, 2.0)
 
 

@@ -161,15 +161,14 @@ def _from_hub(repository: str) -> tuple[Path, dict[str, Any]]:
 
 def _from_repository(repository: str) -> Origin:
     try:
-        config = read_json(hf_hub_download(repository, HUB_CONFIG), "the repository's model config", "choose another")
+        config_file = hf_hub_download(repository, HUB_CONFIG)
         file, found = _from_hub(repository)
-    except InputError:
-        raise
     except NETWORK_ERRORS as error:
         raise InputError(
             f"vlm: {HUB_PREFIX}{repository} cannot be obtained ({_in_one_line(error)}); check the name, and "
             + OFFLINE.format(what="its weights")
         ) from None
+    config = read_json(config_file, "the repository's model config", "choose another")
     where = f"vlm: {HUB_PREFIX}{repository}: {HUB_CONFIG}"
     model_config, preprocessing = (
         (config.get("model_cfg"), config.get("preprocess_cfg", {})) if isinstance(config, dict) else (None, None)
@@ -293,7 +292,7 @@ def _is_named_tensor(name: Any, tensor: Any) -> bool:
 
 def _reason(error: Exception) -> str:
     """Why torch did not load a file, without its advice to load it unsafely."""
-    text = " ".join(str(error).split())
+    text = _in_one_line(error)
     if found := re.search(r"Unsupported \w+: (?:GLOBAL )?(\S+)", text):
         return f"it holds {found[1]}"
-    return f"{type(error).__name__}: {re.split(r'This file can still|Re-running|Please file', text)[0][:200].strip()}"
+    return re.split(r"This file can still|Re-running|Please file", text)[0][:200].strip()
