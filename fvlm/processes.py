@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from .params import Compute
 
 LAUNCHER = "FVLM_LAUNCHER"  # set by `launch` to its process id
 FAILED = "fvlm/failed"  # counts the processes that failed, in torch's store
+SPEAKING_S = 5.0  # that the processes of a machine may be apart when they come to the same error
 FAILURE = 2  # exit code, that of bad input
 LINUX_PR_SET_PDEATHSIG = 1
 
@@ -127,6 +129,8 @@ def is_first_to_fail() -> bool:
     """
     dist = _torch_distributed()
     if dist is None:
+        if local_rank() != 0:
+            time.sleep(SPEAKING_S)  # torchrun ends them all when one has ended, and the first has yet to speak
         return local_rank() == 0
     try:
         return dist.distributed_c10d._get_default_store().add(FAILED, 1) == 1
